@@ -1,0 +1,176 @@
+"""What a failed job says: one error in OpenAI's shape, whatever went wrong.
+
+JobError                  an error with a message, a type, a parameter and a status code
+├── InvalidInputError     400: the job's input is not an accepted request
+├── RouteNotAllowedError  403: the route is not one that clients may use
+├── UpstreamError         the engine answered with an error; its status code and message are kept
+├── EngineUnavailableError 503: the engine could not be reached
+├── AnswerCutOffError     502: the engine stopped in the middle of an answer
+└── EngineTimeoutError    504: the engine was silent for too long
+
+The platform takes an error as a string only; a nested object would reach the client as a Python `repr`. So a failed
+job's error is this object as JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from http import HTTPStatus
+from typing import Any
+
+MAX_MESSAGE_CHARACTERS = 2000  # validation errors quote the input that they refuse, which may be megabytes
+
+# https://platform.openai.com/docs/guides/error-codes, as the `openai` client's exceptions know them.
+_TYPES: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+}
+
+
+class JobError(Exception):
+    """An error as its client will see it.
+
+    code: an HTTP status code. kind: OpenAI's name for the kind of error. param: the field at fault, if one is known.
+    """
+
+    code: int = HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def __init__(
+        self, message: str, *, code: int | None = None, kind: str | None = None, param: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = int(self.code if code is None else code)
+        self.type = kind or _type_of(self.code)
+        self.param = param
+
+    def payload(self) -> dict[str, Any]:
+        """`{"error": {"message", "type", "param", "code"}}`."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def as_json(self) -> str:
+        """The payload as JSON, in ASCII, so that no character of a quoted input can break its way to the client."""
+        return json.dumps(self.payload())
+
+
+class InvalidInputError(JobError):
+    """The job's input is not an accepted request."""
+
+    code = HTTPStatus.BAD_REQUEST
+
+
+class RouteNotAllowedError(JobError):
+    """The route is not one that clients may use."""
+
+    code = HTTPStatus.FORBIDDEN
+
+
+class UpstreamError(JobError):
+    """The engine answered with an error."""
+
+
+class EngineUnavailableError(JobError):
+    """The engine could not be reached."""
+
+    code = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class AnswerCutOffError(JobError):
+    """The engine stopped in the middle of an answer."""
+
+    code = HTTPStatus.BAD_GATEWAY
+
+
+class EngineTimeoutError(JobError):
+    """The engine was silent for too long."""
+
+    code = HTTPStatus.GATEWAY_TIMEOUT
+
+
+def from_response(status: int, body: bytes) -> UpstreamError:
+    """The error that an upstream response with a status of 300 or more stands for.
+
+    Takes the shapes that SGLang 0.5.23 answers with: `{"object": "error", "message", "type", "param", "code"}` (chat),
+    `{"error": {"message", …}}` (generate, responses, messages), `{"detail": …}` (FastAPI), and plain text.
+    """
+    try:
+        payload = json.loads(body)
+    except (ValueError, RecursionError):
+        payload = body.decode("utf-8", "replace")
+    return from_payload(payload, status)
+
+
+def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -> UpstreamError:
+    """The error that a parsed body, or an event of a stream, stands for.
+
+    `status` is the response's. Where that is no error status, as in a stream that began well, the payload's own `code`
+    counts, else 500.
+    """
+    error = payload
+    if isinstance(payload, dict):
+        error = payload.get("error") or payload.get("detail") or payload
+    fields = error if isinstance(error, dict) else {}
+    if status < HTTPStatus.BAD_REQUEST:
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
+        if isinstance(fields.get("code"), int) and 400 <= fields["code"] <= 599:
+            status = fields["code"]
+    message = scrub(_message_of(error)) or f"the engine answered with status {status} and no message"
+    param, kind = fields.get("param"), fields.get("type")
+    return UpstreamError(
+        message,
+        code=status,
+        kind=kind if isinstance(kind, str) else None,
+        param=param if isinstance(param, str) else None,
+    )
+
+
+def scrub(message: str) -> str:
+    """The message without stack traces and file paths, and of bounded length.
+
+    SGLang's own messages carry both: a validation error ends with the source file and line of the route.
+    """
+    kept: list[str] = []
+    in_frame = False
+    for line in message[: 4 * MAX_MESSAGE_CHARACTERS].splitlines():
+        if _FRAME.match(line):
+            in_frame = True
+        elif not (in_frame and line[:1].isspace()):
+            in_frame = False
+            if not _TRACEBACK.match(line):
+                kept.append(line.rstrip())
+    text = _PATH.sub("<path>", "\n".join(kept)).strip()
+    if len(text) > MAX_MESSAGE_CHARACTERS:
+        text = text[:MAX_MESSAGE_CHARACTERS] + "… (cut)"
+    return text
+
+
+_TRACEBACK = re.compile(r"\s*Traceback \(most recent call last\)")
+_FRAME = re.compile(r'\s*File "[^"]*"(, line \d+)?')
+# An absolute path of two parts or more, outside a URL; the API's own routes are no secret.
+_PATH = re.compile(r"file://\S+|(?<![\w/:.<])~?/(?!v1/)(?:[\w.@+~-]+/)+[\w.@+~-]*")
+
+
+def _type_of(status: int) -> str:
+    fallback = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    return _TYPES.get(status, fallback)
+
+
+def _message_of(error: Any) -> str:
+    if isinstance(error, str):
+        return error
+    if isinstance(error, dict):
+        message = error.get("message")
+        return message if isinstance(message, str) else ""
+    if isinstance(error, list):  # FastAPI's validation errors: [{"loc": ["body", "text"], "msg": "Field required"}, …]
+        return "; ".join(_validation_message(entry) for entry in error)
+    return ""
+
+
+def _validation_message(entry: Any) -> str:
+    if not isinstance(entry, dict):
+        return str(entry)
+    place = ".".join(str(part) for part in entry.get("loc") or ())
+    return f"{place}: {entry.get('msg')}" if place else str(entry.get("msg"))

@@ -1,0 +1,19 @@
+"""RunPod on this machine: both sides of its queue API in one small app.
+
+Workers take jobs, post outputs and ping (`/job-take`, `/job-stream`, `/job-done`, `/job-stop`, `/ping`, as RunPod's SDK
+1.12.0 calls them); clients run, stream, watch and cancel them (`/run`, `/runsync`, `/stream`, `/status`, `/cancel`,
+`/health`, as on api.runpod.ai).
+
+- `jobs` is the queue and the life of a job; it knows no HTTP.
+- `app` is the HTTP face of it.
+- `faults` makes the platform slow, or has it refuse, on demand.
+
+`python -m local_runpod` serves it and prints the variables that connect a worker to it.
+"""
+
+from local_runpod.app import create_app
+from local_runpod.faults import Faults
+from local_runpod.jobs import Job, JobQueue, JobState
+from local_runpod.worker_environment import worker_environment
+
+__all__ = ["Faults", "Job", "JobQueue", "JobState", "create_app", "worker_environment"]

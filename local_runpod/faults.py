@@ -1,0 +1,26 @@
+"""A platform that is slow, or refuses, on demand: what workers must survive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Faults:
+    """How the worker's side of the API misbehaves. All of it can be changed while the app runs.
+
+    latency_seconds: added to every call, as a network round trip would add it.
+    refusals: status codes to answer the next calls of a route with, by route name (`job-take`, `job-stream`, …), used
+        up from the front.
+    """
+
+    latency_seconds: float = 0.0
+    refusals: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    async def apply(self, route: str) -> int | None:
+        """Wait as long as this call must; return the status to refuse it with, None to serve it."""
+        if self.latency_seconds:
+            await asyncio.sleep(self.latency_seconds)
+        return self.refusals[route].pop(0) if self.refusals[route] else None

@@ -1,0 +1,43 @@
+# shellcheck shell=sh
+# What the scripts share. Sourced from the repository's root.
+
+say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+
+fail() {
+    echo "$*" >&2
+    exit 2
+}
+
+# The interpreter to make .venv with: 3.11 is what embedded/requirements.txt is locked for.
+find_python() {
+    for python in ${PYTHON:-python3.11 python3}; do
+        if command -v "$python" >/dev/null && "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$python"
+            return
+        fi
+    done
+    fail "Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11"
+}
+
+# pip in .venv; its output goes to .venv/install.log, and is shown when it fails. Compiling 20,000 modules of which a few
+# hundred are ever imported would take a minute.
+pip() {
+    if ! .venv/bin/python -m pip --disable-pip-version-check "$@" --no-compile --quiet >.venv/install.log 2>&1; then
+        cat .venv/install.log >&2
+        fail "pip $1 failed"
+    fi
+}
+
+# stale NAME FILE…: whether the step NAME has not been done yet with these contents of FILE….
+stale() {
+    name=$1
+    shift
+    [ "$(cat ".venv/.done-$name" 2>/dev/null)" != "$(cat "$@" | cksum)" ]
+}
+
+# mark NAME FILE…: the step NAME has been done with these contents.
+mark() {
+    name=$1
+    shift
+    cat "$@" | cksum >".venv/.done-$name"
+}

@@ -1,0 +1,172 @@
+"""An engine that behaves, or misbehaves, on cue: `python -m sglang.launch_server` where it is first on PYTHONPATH.
+
+How it starts is scripted by the variable SCRIPTED_ENGINE, a JSON object:
+    ready_after: seconds of 503 on /health before it is warm (default 0)
+    exit_code, exit_after: exit with that code, after that many seconds
+    ignore_sigterm: true to survive SIGTERM
+    child: true to leave a child process in the group
+
+How it answers is scripted by the field `script` of a request's body:
+    status, body, content_type: answer this, as it is
+    answer: a JSON value to answer; by default the request is echoed
+    pause: seconds before each event (default 0), or before an unstreamed answer
+    events: how many events to stream (default 3), `text` in each (default "word ")
+    chunk_bytes: write the stream in pieces of this many bytes, whatever they cut
+    then: how the stream ends: "done" (default), "eof", "drop", "half", "error", "abort", "hang", "crash",
+        "drop_after_done"
+
+`GET /requests` tells its command line, when it got warm, what it has been asked, and how each request ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+START = json.loads(os.environ.get("SCRIPTED_ENGINE", "{}"))
+requests: list[dict[str, Any]] = []
+warm_at: float | None = None  # seconds since the epoch
+
+
+class DropError(Exception):
+    """Scripted: close the connection without a word."""
+
+
+def option(flag: str, default: str = "") -> str:
+    return sys.argv[sys.argv.index(flag) + 1] if flag in sys.argv else default
+
+
+async def main() -> None:
+    if START.get("child"):
+        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    if START.get("ignore_sigterm"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if "exit_code" in START:
+        await asyncio.sleep(START.get("exit_after", 0))
+        os._exit(START["exit_code"])
+    server = await asyncio.start_server(serve, option("--host"), int(option("--port")))
+    asyncio.get_running_loop().call_later(START.get("ready_after", 0), get_warm)
+    async with server:
+        await server.serve_forever()
+
+
+def get_warm() -> None:
+    global warm_at
+    warm_at = time.time()
+
+
+async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            request_line, *header_lines = head.decode("latin-1").split("\r\n")
+            method, path, _ = request_line.split(" ")
+            headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in header_lines)}
+            body = await reader.readexactly(int(headers.get("content-length", 0)))
+            await respond(method, path, headers, json.loads(body or "null"), reader, writer)
+    except (asyncio.IncompleteReadError, ConnectionError, DropError):
+        pass
+    finally:
+        writer.close()
+
+
+async def respond(
+    method: str, path: str, headers: dict[str, str], body: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    if path == "/health":
+        return await send(writer, 200 if warm_at else 503, "text/plain", b"")
+    if path == "/requests":
+        return await send(writer, 200, "application/json", told())
+    seen = {"method": method, "path": path, "headers": headers, "body": body, "end": "running"}
+    requests.append(seen)
+    script = body.get("script", {}) if isinstance(body, dict) else {}
+    answering = asyncio.create_task(answer(path, body, script, writer))
+    closed = asyncio.create_task(reader.read(1))  # the worker sends nothing more until it has its answer
+    await asyncio.wait({answering, closed}, return_when=asyncio.FIRST_COMPLETED)
+    gone = not answering.done() or isinstance(answering.exception(), ConnectionError)
+    answering.cancel()
+    closed.cancel()
+    await asyncio.gather(answering, closed, return_exceptions=True)
+    seen["end"] = "aborted" if gone else "answered"
+    if gone:
+        raise ConnectionError
+    answering.result()
+
+
+def told() -> bytes:
+    return json.dumps({"argv": sys.argv, "warm_at": warm_at, "requests": requests}).encode()
+
+
+async def answer(path: str, body: Any, script: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    if "status" in script or "content_type" in script:
+        kind = script.get("content_type", "application/json")
+        return await send(writer, script.get("status", 200), kind, script.get("body", "").encode())
+    if not (isinstance(body, dict) and body.get("stream")):
+        await asyncio.sleep(script.get("pause", 0))
+        if script.get("then") == "crash":
+            os._exit(script.get("code", 1))
+        value = script.get("answer", {"path": path, "echo": body})
+        return await send(writer, 200, "application/json", json.dumps(value, ensure_ascii=False).encode())
+    await stream(script, writer)
+
+
+async def stream(script: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    writer.write(
+        b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    for index in range(script.get("events", 3)):
+        await asyncio.sleep(script.get("pause", 0))
+        delta = {"index": index, "choices": [{"delta": {"content": script.get("text", "word ")}}]}
+        await write(writer, script, sse(delta))
+    match script.get("then", "done"):
+        case "done":
+            await write(writer, script, b"data: [DONE]\n\n")
+        case "drop_after_done":
+            await write(writer, script, b"data: [DONE]\n\n")
+            raise DropError
+        case "drop":
+            raise DropError
+        case "half":
+            await write(writer, script, b'data: {"choices": [{"delta": {"con')
+        case "error":
+            await write(writer, script, sse({"error": {"message": "scripted error", "type": "BadRequest", "code": 400}}))
+            await write(writer, script, b"data: [DONE]\n\n")
+        case "abort":
+            await write(writer, script, sse({"choices": [{"delta": {}, "finish_reason": "abort"}]}))
+            await write(writer, script, b"data: [DONE]\n\n")
+        case "hang":
+            await asyncio.sleep(3600)
+        case "crash":
+            os._exit(script.get("code", 1))
+        case "eof":
+            pass
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()
+
+
+def sse(payload: Any) -> bytes:
+    return b"data: " + json.dumps(payload, ensure_ascii=False).encode() + b"\n\n"
+
+
+async def write(writer: asyncio.StreamWriter, script: dict[str, Any], data: bytes) -> None:
+    size = script.get("chunk_bytes", len(data))
+    for begin in range(0, len(data), size):
+        piece = data[begin : begin + size]
+        writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+        await writer.drain()
+        if size < len(data):
+            await asyncio.sleep(0.001)  # so that each piece is a read of its own
+
+
+async def send(writer: asyncio.StreamWriter, status: int, kind: str, body: bytes) -> None:
+    writer.write(f"HTTP/1.1 {status} -\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
+    await writer.drain()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,206 @@
+"""Runs the worker as users do: `python handler.py` in a process of its own, against the local RunPod."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+
+from local_runpod import Faults, Job, JobQueue, JobState, create_app, worker_environment
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPTED_ENGINE = REPOSITORY / "tests" / "scripted_engine"
+ANSWER_SECONDS = 30.0  # far above what anything here takes: a test that waits this long has failed
+
+
+@dataclass
+class Platform:
+    """A running local RunPod, its queue in reach."""
+
+    queue: JobQueue
+    faults: Faults
+    base_url: str
+
+    async def answer(self, job_input: Any, timeout_seconds: float = ANSWER_SECONDS) -> Job:
+        """Submit a job and wait for its end."""
+        return await self.queue.submit(job_input).finished(timeout_seconds)
+
+
+@asynccontextmanager
+async def running_platform(long_poll_seconds: float = 5.0) -> AsyncIterator[Platform]:
+    queue, faults = JobQueue(), Faults()
+    app = create_app(queue, faults, long_poll_seconds=long_poll_seconds)
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
+    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
+    serving = asyncio.create_task(server._serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield Platform(queue, faults, f"http://127.0.0.1:{port}")
+    queue.close()
+    server.should_exit = True
+    await serving
+
+
+@dataclass
+class Worker:
+    """A running worker process. Its log goes to a file, which a failed start shows."""
+
+    process: asyncio.subprocess.Process
+    engine_url: str
+    log_path: Path
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    async def exit_code(self, timeout_seconds: float = ANSWER_SECONDS) -> int:
+        return await asyncio.wait_for(self.process.wait(), timeout_seconds)
+
+    async def stop(self) -> int:
+        """SIGTERM, as platforms stop a worker; SIGKILL where that does not help."""
+        if self.process.returncode is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                return await self.exit_code()
+            finally:
+                with suppress(ProcessLookupError):
+                    self.process.kill()
+        return self.process.returncode
+
+    async def engine_requests(self) -> list[dict[str, Any]]:
+        """What the scripted engine has been asked, oldest first."""
+        seen: list[dict[str, Any]] = (await self.ask_engine())["requests"]
+        return seen
+
+    async def ask_engine(self) -> dict[str, Any]:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            answer: dict[str, Any] = (await client.get(f"{self.engine_url}/requests")).json()
+            return answer
+
+    def engine_pids(self) -> list[int]:
+        """The engine's process, and those of its group."""
+        return [pid for pid, group in _process_groups() if group in self._engine_groups()]
+
+    def _engine_groups(self) -> set[int]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return {int(pid) for pid in children if (int(pid), int(pid)) in _process_groups()}
+
+
+def _process_groups() -> list[tuple[int, int]]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError, IndexError):
+            fields = path.read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                found.append((int(path.parent.name), int(fields[2])))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    return any(pid == other for other, _ in _process_groups())
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def clean_environment() -> dict[str, str]:
+    """What a container has: nothing of this shell's that could configure a worker by accident."""
+    return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV") if name in os.environ}
+
+
+async def start_worker(
+    platform: Platform | None,
+    environment: Mapping[str, str] | None = None,
+    *,
+    arguments: tuple[str, ...] = (),
+    engine: Mapping[str, Any] | None = None,
+    engine_path: Path = SCRIPTED_ENGINE,
+    folder: Path | None = None,
+    stdout: int | None = None,
+) -> Worker:
+    """Start `python handler.py` with a deployed worker's variables. `engine` scripts how the scripted engine starts."""
+    port = free_port()
+    folder = folder or Path(tempfile.mkdtemp(prefix="worker-test-"))
+    log_path = Path(tempfile.mkstemp(prefix="worker-", suffix=".log")[1])
+    variables = clean_environment() | {
+        "PYTHONPATH": str(engine_path),
+        "PORT": str(port),
+        "SCRIPTED_ENGINE": json.dumps(engine or {}),
+        # The checks are the SDK's own and look at the machine (GPU, network), which is not what these tests are about.
+        "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
+        "RUNPOD_SKIP_GPU_CHECK": "true",
+    }
+    if platform is not None:
+        variables |= worker_environment(platform.base_url)
+    with log_path.open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            str(REPOSITORY / "handler.py"),
+            *arguments,
+            cwd=folder,
+            env=variables | dict(environment or {}),
+            stdout=log if stdout is None else stdout,
+            stderr=log,
+        )
+    return Worker(process, f"http://127.0.0.1:{port}", log_path)
+
+
+@asynccontextmanager
+async def running_worker(platform: Platform, environment: Mapping[str, str] | None = None, **more: Any) -> AsyncIterator[Worker]:
+    """A worker that answers jobs; stopped at the end, however the test went."""
+    worker = await start_worker(platform, environment, **more)
+    try:
+        job = await platform.answer({"openai_route": "/v1/models"})
+        assert job.state is JobState.COMPLETED, f"{job}\n{worker.log}"
+        yield worker
+    finally:
+        await worker.stop()
+
+
+def error_of(job: Job) -> dict[str, Any]:
+    """The error object of a failed job, checked for its shape."""
+    assert job.state is JobState.FAILED, job
+    assert job.error is not None
+    payload = json.loads(job.error)
+    assert list(payload) == ["error"]
+    assert set(payload["error"]) == {"message", "type", "param", "code"}
+    assert "Traceback" not in job.error
+    assert str(REPOSITORY) not in job.error
+    error: dict[str, Any] = payload["error"]
+    return error
+
+
+def events_of(outputs: list[Any]) -> list[Any]:
+    """The data of every event in streamed outputs, parsed; `[DONE]` as it is. Every output must hold whole events."""
+    events = []
+    for output in outputs:
+        assert isinstance(output, str)
+        assert output.endswith("\n\n")
+        for event in output.removesuffix("\n\n").split("\n\n"):
+            assert event.startswith("data: "), event
+            data = event.removeprefix("data: ")
+            events.append(data if data == "[DONE]" else json.loads(data))
+    return events
+
+
+def text_of(events: list[Any]) -> str:
+    """The streamed text of a chat: all content deltas, joined."""
+    choices = [event["choices"][0] for event in events if isinstance(event, dict) and event.get("choices")]
+    return "".join(choice["delta"].get("content") or "" for choice in choices)

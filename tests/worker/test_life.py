@@ -1,0 +1,200 @@
+"""The worker's life: when it takes its first job, what a broken engine does to it, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local_runpod import JobState
+from tests.worker.harness import (
+    Platform,
+    Worker,
+    error_of,
+    events_of,
+    is_alive,
+    running_worker,
+    start_worker,
+)
+
+pytestmark = pytest.mark.anyio
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+async def test_job_starts_within_half_a_second_of_a_warm_engine(platform: Platform) -> None:
+    job = platform.queue.submit({"messages": HELLO})
+    worker = await start_worker(platform, engine={"ready_after": 4})
+    try:
+        await job.finished(20)
+        asked = await worker.ask_engine()
+        taken_at = time.monotonic() - job.taken_at if job.taken_at else 0
+        assert time.time() - taken_at - asked["warm_at"] < 0.5
+    finally:
+        await worker.stop()
+
+
+async def test_heartbeat_runs_while_the_engine_loads(platform: Platform) -> None:
+    worker = await start_worker(platform, {"RUNPOD_POD_ID": "loading"}, engine={"ready_after": 60})
+    try:
+        async with asyncio.timeout(10):
+            while "loading" not in platform.queue.pings:
+                await asyncio.sleep(0.05)
+    finally:
+        assert await worker.stop() == 0
+
+
+@pytest.mark.parametrize(("code", "cause"), [(2, "an option that SGLang does not accept"), (7, "")])
+async def test_engine_that_exits_while_starting_ends_the_worker_at_once(
+    platform: Platform, code: int, cause: str
+) -> None:
+    began = time.monotonic()
+    worker = await start_worker(platform, engine={"exit_code": code})
+    assert await worker.exit_code() == 1
+    assert time.monotonic() - began < 10
+    assert f"while starting, the engine exited with code {code}" in worker.log
+    assert cause in worker.log
+    assert "Traceback" not in worker.log
+
+
+async def test_engine_that_never_gets_ready_is_given_up(platform: Platform) -> None:
+    worker = await start_worker(
+        platform, {"STARTUP_TIMEOUT_SECONDS": "1.5"}, engine={"ready_after": 600, "ignore_sigterm": True}
+    )
+    assert await worker.exit_code() == 1
+    assert "the engine was not ready after 1.5 s (STARTUP_TIMEOUT_SECONDS)" in worker.log
+
+
+async def test_engine_on_a_taken_port_is_refused_at_once(platform: Platform) -> None:
+    port = platform.base_url.rpartition(":")[2]
+    worker = await start_worker(platform, {"PORT": port})
+    assert await worker.exit_code() == 1
+    assert f"port {port} is in use by another process" in worker.log
+
+
+@pytest.mark.parametrize("engine", [{}, {"child": True}, {"child": True, "ignore_sigterm": True}], ids=str)
+async def test_stopped_worker_exits_with_0_and_leaves_no_process(platform: Platform, engine: dict[str, Any]) -> None:
+    async with running_worker(platform, engine=engine) as worker:
+        pids = worker.engine_pids()
+        assert len(pids) == (2 if "child" in engine else 1)
+        began = time.monotonic()
+        assert await worker.stop() == 0
+        assert time.monotonic() - began < 5 + 1
+        assert not any(map(is_alive, pids))
+
+
+async def test_stopping_worker_finishes_what_is_in_flight(platform: Platform) -> None:
+    async with running_worker(platform) as worker:
+        job = platform.queue.submit({"messages": HELLO, "stream": True, "script": {"events": 40, "pause": 0.1}})
+        await job.streamed(1, 10)
+        worker.process.send_signal(signal.SIGTERM)
+        await job.finished(10)  # by now the poll that was in flight at the signal has been given up
+        assert job.state is JobState.COMPLETED
+        assert events_of(job.stream)[-1] == "[DONE]"
+        late = platform.queue.submit({"messages": HELLO})
+        assert await worker.exit_code() == 0
+        assert late.state is JobState.IN_QUEUE
+        platform.queue.cancel(late)
+
+
+async def test_stopping_worker_reports_what_it_cannot_finish(platform: Platform) -> None:
+    async with running_worker(platform, {"SHUTDOWN_TIMEOUT_SECONDS": "0.5"}) as worker:
+        job = platform.queue.submit({"messages": HELLO, "stream": True, "script": {"then": "hang"}})
+        await job.streamed(1, 10)
+        assert await worker.stop() == 0
+        assert error_of(job)["message"] == "the worker stopped before this job was finished"
+
+
+async def test_worker_told_to_stop_while_the_engine_loads_is_gone_at_once(platform: Platform) -> None:
+    worker = await start_worker(platform, engine={"ready_after": 600})
+    async with asyncio.timeout(10):
+        while "starting the engine" not in worker.log:
+            await asyncio.sleep(0.05)
+    began = time.monotonic()
+    assert await worker.stop() == 0
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unstreamed", "streamed"])
+async def test_engine_that_dies_fails_the_job_and_ends_the_worker(platform: Platform, stream: bool) -> None:
+    async with running_worker(platform) as worker:
+        waiting = platform.queue.submit({"messages": HELLO, "script": {"pause": 60}})
+        job = await platform.answer({"messages": HELLO, "stream": stream, "script": {"then": "crash", "code": 9}})
+        assert error_of(job)["code"] == 502
+        assert await worker.exit_code(10) == 1
+        assert error_of(waiting)["code"] in (502, 503)
+        assert "the engine exited with code 9" in worker.log
+
+
+async def test_killed_worker_takes_its_engine_along(platform: Platform) -> None:
+    async with running_worker(platform) as worker:
+        [pid] = worker.engine_pids()
+        worker.process.kill()
+        async with asyncio.timeout(5):
+            while is_alive(pid):
+                await asyncio.sleep(0.05)
+
+
+async def test_more_jobs_than_slots_wait_for_their_turn(platform: Platform) -> None:
+    async with running_worker(platform, {"MAX_CONCURRENCY": "2"}) as worker:
+        jobs = [platform.queue.submit({"messages": HELLO, "script": {"pause": 0.2}}) for _ in range(8)]
+        most = 0
+        while not all(job.state.is_final for job in jobs):
+            most = max(most, sum(job.state is JobState.IN_PROGRESS for job in jobs))
+            await asyncio.sleep(0.02)
+        assert [job.state for job in jobs] == [JobState.COMPLETED] * 8
+        assert most == 2
+        assert worker.process.returncode is None
+
+
+async def test_log_names_no_prompt_no_answer_and_no_key(platform: Platform) -> None:
+    async with running_worker(platform, {"API_KEY": "sk-engine-key", "HF_TOKEN": "hf-secret"}) as worker:
+        script = {"text": "secret-answer "}
+        for job_input in (
+            {"messages": [{"role": "user", "content": "secret-prompt"}], "stream": True, "script": script},
+            {"text": "secret-prompt", "script": {"status": 400, "body": '{"detail": "secret-prompt"}'}},
+            {"messages": "secret-prompt"},
+        ):
+            await platform.answer(job_input)
+        [last, *_] = reversed(await worker.engine_requests())
+        assert last["headers"]["authorization"] == "Bearer sk-engine-key"
+        for secret in ("secret-prompt", "secret-answer", "sk-engine-key", "hf-secret"):
+            assert secret not in worker.log
+
+
+async def test_bad_configuration_is_told_whole_and_ends_with_2(platform: Platform) -> None:
+    worker = await start_worker(platform, {"MAX_CONCURRENCY": "many", "PORT": "http"})
+    assert await worker.exit_code() == 2
+    assert "MAX_CONCURRENCY='many': expected a whole number of at least 1" in worker.log
+    worker = await start_worker(
+        platform, {"PORT": "http", "LOG_REQUESTS": "maybe", "MODEL_PATH": "a/b", "MODEL_NAME": "c/d"}
+    )
+    assert await worker.exit_code() == 2
+    for problem in (
+        "PORT='http': expected a whole number",
+        "LOG_REQUESTS='maybe': expected true or false",
+        "MODEL_NAME and MODEL_PATH both set --model-path",
+    ):
+        assert problem in worker.log
+    assert "Traceback" not in worker.log
+
+
+async def test_env_file_is_read_and_the_environment_wins(platform: Platform, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("SERVED_MODEL_NAME=from-file\nCONTEXT_LENGTH=4096\n")
+    environment = {"SERVED_MODEL_NAME": "from-environment"}
+    async with running_worker(platform, environment, folder=tmp_path) as worker:
+        argv = (await worker.ask_engine())["argv"]
+        assert argv[argv.index("--served-model-name") + 1] == "from-environment"
+        assert argv[argv.index("--context-length") + 1] == "4096"
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads /proc, which only Linux has")
+async def test_engine_leads_a_process_group_of_its_own(platform: Platform) -> None:
+    async with running_worker(platform) as worker:
+        [pid] = worker.engine_pids()
+        assert os.getpgid(pid) == pid != os.getpgid(worker.process.pid)
