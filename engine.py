@@ -53,8 +53,8 @@ class Option:
     secret: bool = False
 
 
-# Environment variable -> launch option of SGLang 0.5.23. Several names may lead to one flag: SGLang's own spellings, and
-# the names that users of RunPod's official SGLang worker know.
+# Environment variable -> launch option of SGLang 0.5.23. Several names may lead to one flag: SGLang's own spellings,
+# and the names that users of RunPod's official SGLang worker know.
 OPTIONS: dict[str, Option] = {
     # The model
     "MODEL_NAME": Option("--model-path"),

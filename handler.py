@@ -72,7 +72,7 @@ OPEN_ROUTES = frozenset(
     }
 )
 # A path and nothing else: no host, no query, no escapes, no dot segments, no empty ones.
-_PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~:@-]+)+")
+_PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
 
 # Fields of the other two patterns; beside `openai_route` they would be ignored, which no client can mean.
 _REQUEST_FIELDS = ("messages", "text", "input_ids", "sampling_params", "model", "stream")
@@ -226,7 +226,14 @@ def _quote(text: str, most: int = 80) -> str:
 
 def _kind(value: Any) -> str:
     """The JSON name of a value's type, for messages."""
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "an array", dict: "an object"}
+    names = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "an array",
+        dict: "an object",
+    }
     return names.get(type(value), "null")
 
 

@@ -21,7 +21,6 @@ def engine_environment(environ: Mapping[str, str], model_folder: Path = MODEL_FO
         "MODEL_NAME": str(model_folder),
         "DEVICE": "cpu",
         "ATTENTION_BACKEND": "torch_native",  # the only one without compiled CPU kernels
-        "DISABLE_CUDA_GRAPH": "true",
         "SPECULATIVE_ALGORITHM": "",  # EAGLE's kernels exist for GPUs only
         "CONTEXT_LENGTH": "4096",
         "MAX_TOTAL_TOKENS": "8192",

@@ -19,8 +19,10 @@ find_python() {
     fail "Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11"
 }
 
-# pip in .venv; its output goes to .venv/install.log, and is shown when it fails. Compiling 20,000 modules of which a few
-# hundred are ever imported would take a minute.
+# Modules are compiled when they are first imported, a few hundred of the thousands installed; so that must be allowed.
+unset PYTHONDONTWRITEBYTECODE
+
+# pip in .venv; its output goes to .venv/install.log, and is shown when it fails.
 pip() {
     if ! .venv/bin/python -m pip --disable-pip-version-check "$@" --no-compile --quiet >.venv/install.log 2>&1; then
         cat .venv/install.log >&2

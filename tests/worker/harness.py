@@ -163,12 +163,22 @@ async def start_worker(
 
 
 @asynccontextmanager
-async def running_worker(platform: Platform, environment: Mapping[str, str] | None = None, **more: Any) -> AsyncIterator[Worker]:
+async def running_worker(
+    platform: Platform,
+    environment: Mapping[str, str] | None = None,
+    *,
+    start_seconds: float = ANSWER_SECONDS,
+    **more: Any,
+) -> AsyncIterator[Worker]:
     """A worker that answers jobs; stopped at the end, however the test went."""
     worker = await start_worker(platform, environment, **more)
     try:
-        job = await platform.answer({"openai_route": "/v1/models"})
-        assert job.state is JobState.COMPLETED, f"{job}\n{worker.log}"
+        first = asyncio.create_task(platform.answer({"openai_route": "/v1/models"}, start_seconds))
+        ended = asyncio.create_task(worker.process.wait())
+        await asyncio.wait({first, ended}, return_when=asyncio.FIRST_COMPLETED)
+        assert first.done(), worker.log
+        assert first.result().state is JobState.COMPLETED, worker.log
+        ended.cancel()
         yield worker
     finally:
         await worker.stop()

@@ -122,7 +122,7 @@ async def test_upstream_error_keeps_message_and_status(
 async def test_source_paths_of_the_engine_stay_inside(platform: Platform, worker: Worker) -> None:
     message = (
         "1 validation error:\n  {'msg': 'Field required'}\n\n"
-        '  File "/usr/lib/python3/site-packages/sglang/http_server.py", line 7, in chat\n    POST /v1/chat/completions\n'
+        '  File "/usr/lib/sglang/http_server.py", line 7, in chat\n    POST /v1/chat/completions\n'
         "model not found in /runpod-volume/models/x"
     )
     script = {"status": 400, "body": json.dumps({"object": "error", "message": message, "code": 400})}

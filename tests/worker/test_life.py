@@ -14,7 +14,6 @@ import pytest
 from local_runpod import JobState
 from tests.worker.harness import (
     Platform,
-    Worker,
     error_of,
     events_of,
     is_alive,

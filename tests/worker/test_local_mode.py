@@ -69,7 +69,7 @@ async def test_engine_that_does_not_start_exits_with_1_and_the_error(tmp_path: P
     [
         ((), "no job: give one with --test_input or in test_input.json"),
         (("--test_input", "{"), "--test_input is not valid JSON"),
-        (("--test_input", '{"messages": []}'), "must be an object with an \"input\""),
+        (("--test_input", '{"messages": []}'), 'must be an object with an "input"'),
         (("--no-such-flag",), "unrecognized arguments: --no-such-flag"),
     ],
 )

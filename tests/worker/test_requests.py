@@ -24,7 +24,9 @@ PATTERNS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-async def test_unstreamed_job_has_one_output_the_parsed_answer(platform: Platform, worker: Worker, pattern: str) -> None:
+async def test_unstreamed_job_has_one_output_the_parsed_answer(
+    platform: Platform, worker: Worker, pattern: str
+) -> None:
     job_input, path = PATTERNS[pattern]
     job = await platform.answer(job_input)
     assert job.state is JobState.COMPLETED
@@ -55,7 +57,9 @@ async def test_streamed_job_outputs_whole_events_and_ends_with_done(
 
 @pytest.mark.parametrize("empty", [{}, {"openai_input": None}, {"openai_input": {}}], ids=["missing", "null", "empty"])
 @pytest.mark.parametrize("route", ["/v1/models", "v1/models"])
-async def test_route_without_input_is_a_get(platform: Platform, worker: Worker, route: str, empty: dict[str, Any]) -> None:
+async def test_route_without_input_is_a_get(
+    platform: Platform, worker: Worker, route: str, empty: dict[str, Any]
+) -> None:
     job = await platform.answer({"openai_route": route, **empty})
     assert job.state is JobState.COMPLETED
     last = (await worker.engine_requests())[-1]

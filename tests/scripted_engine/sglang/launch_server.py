@@ -24,7 +24,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from typing import Any
@@ -44,7 +43,7 @@ def option(flag: str, default: str = "") -> str:
 
 async def main() -> None:
     if START.get("child"):
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(600)")
     if START.get("ignore_sigterm"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "exit_code" in START:
@@ -76,7 +75,12 @@ async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 async def respond(
-    method: str, path: str, headers: dict[str, str], body: Any, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    body: Any,
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
 ) -> None:
     if path == "/health":
         return await send(writer, 200 if warm_at else 503, "text/plain", b"")
@@ -134,7 +138,9 @@ async def stream(script: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         case "half":
             await write(writer, script, b'data: {"choices": [{"delta": {"con')
         case "error":
-            await write(writer, script, sse({"error": {"message": "scripted error", "type": "BadRequest", "code": 400}}))
+            await write(
+                writer, script, sse({"error": {"message": "scripted error", "type": "BadRequest", "code": 400}})
+            )
             await write(writer, script, b"data: [DONE]\n\n")
         case "abort":
             await write(writer, script, sse({"choices": [{"delta": {}, "finish_reason": "abort"}]}))

@@ -1,0 +1,26 @@
+"""The real SGLang on a CPU, serving the tiny GLM: started once, through the whole worker, for all tests here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from embedded import cache
+from embedded.environment import FOLDER, MODEL_FOLDER, engine_environment
+from tests.worker.harness import Platform, Worker, running_platform, running_worker
+
+
+@pytest.fixture(scope="package")
+async def platform() -> AsyncIterator[Platform]:
+    async with running_platform() as platform:
+        yield platform
+
+
+@pytest.fixture(scope="package")
+async def worker(platform: Platform) -> AsyncIterator[Worker]:
+    assert cache.is_made(MODEL_FOLDER), "the tiny GLM is missing; `python -m embedded` makes it"
+    environment = engine_environment({})
+    del environment["PYTHONPATH"]
+    async with running_worker(platform, environment, engine_path=FOLDER / "stand_in", start_seconds=180) as worker:
+        yield worker

@@ -1,0 +1,182 @@
+"""The command line from the environment: a table over every kind of option, and every refusal at once."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from engine import DEFAULTS, OPTIONS, EngineConfig, describe_exit
+from settings import ConfigurationError, Settings
+
+
+def options_of(environ: dict[str, str]) -> dict[str, list[str]]:
+    """The launch options as flag -> values."""
+    found: dict[str, list[str]] = {}
+    flag = ""
+    for word in EngineConfig.from_environ(environ).arguments:
+        if word.startswith("--"):
+            flag = word
+            assert flag not in found, "no flag may be given twice"
+            found[flag] = []
+        else:
+            found[flag].append(word)
+    return found
+
+
+def test_defaults_serve_glm_flash_with_its_parsers_and_eagle() -> None:
+    assert options_of({}) == {
+        "--model-path": ["zai-org/GLM-4.7-Flash"],
+        "--served-model-name": ["glm-4.7-flash"],
+        "--tool-call-parser": ["glm47"],
+        "--reasoning-parser": ["glm45"],
+        "--mem-fraction-static": ["0.9"],
+        "--speculative-algorithm": ["EAGLE"],
+        "--speculative-num-steps": ["3"],
+        "--speculative-eagle-topk": ["1"],
+        "--speculative-num-draft-tokens": ["4"],
+        "--host": ["127.0.0.1"],
+        "--port": ["30000"],
+    }
+
+
+def test_command_is_sglang_under_this_python() -> None:
+    assert EngineConfig.from_environ({}).command()[:3] == [sys.executable, "-m", "sglang.launch_server"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "flag", "words"),
+    [
+        ("MODEL_NAME", "a/b", "--model-path", ["a/b"]),
+        ("MODEL_PATH", "a/b", "--model-path", ["a/b"]),
+        ("CONTEXT_LENGTH", "128k", "--context-length", ["128k"]),
+        ("CONTEXT_LENGTH", "64Ki", "--context-length", ["64Ki"]),
+        ("CONTEXT_LENGTH", "4096", "--context-length", ["4096"]),
+        ("MEM_FRACTION_STATIC", " 0.8 ", "--mem-fraction-static", ["0.8"]),
+        ("CHUNKED_PREFILL_SIZE", "-1", "--chunked-prefill-size", ["-1"]),
+        ("TP_SIZE", "2", "--tensor-parallel-size", ["2"]),
+        ("TENSOR_PARALLEL_SIZE", "2", "--tensor-parallel-size", ["2"]),
+        ("TRUST_REMOTE_CODE", "true", "--trust-remote-code", []),
+        ("TRUST_REMOTE_CODE", "YES", "--trust-remote-code", []),
+        ("TRUST_REMOTE_CODE", "1", "--trust-remote-code", []),
+        ("TRUST_REMOTE_CODE", "on", "--trust-remote-code", []),
+        ("LORA_PATHS", "a=/x 'b c=/y'", "--lora-paths", ["a=/x", "b c=/y"]),
+        ("LORA_PATHS", '["a=/x", "b"]', "--lora-paths", ["a=/x", "b"]),
+        ("JSON_MODEL_OVERRIDE_ARGS", '{"a": 1}', "--json-model-override-args", ['{"a": 1}']),
+    ],
+)
+def test_option(name: str, value: str, flag: str, words: list[str]) -> None:
+    assert options_of({name: value})[flag] == words
+
+
+@pytest.mark.parametrize("value", ["false", "0", "no", "OFF", ""])
+def test_flag_that_is_off_is_left_out(value: str) -> None:
+    assert "--trust-remote-code" not in options_of({"TRUST_REMOTE_CODE": value})
+
+
+@pytest.mark.parametrize("name", [name for name in DEFAULTS if name not in ("MODEL_NAME", "HOST", "PORT")])
+def test_empty_value_turns_a_default_off(name: str) -> None:
+    assert OPTIONS[name].flag not in options_of({name: ""})
+
+
+def test_turning_eagle_off_takes_its_numbers_along_but_keeps_what_is_given() -> None:
+    off = options_of({"SPECULATIVE_ALGORITHM": ""})
+    assert not [flag for flag in off if flag.startswith("--speculative")]
+    other = options_of({"SPECULATIVE_ALGORITHM": "NGRAM", "SPECULATIVE_NUM_DRAFT_TOKENS": "8"})
+    assert {f: w for f, w in other.items() if f.startswith("--speculative")} == {
+        "--speculative-algorithm": ["NGRAM"],
+        "--speculative-num-draft-tokens": ["8"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("environ", "problem"),
+    [
+        ({"PORT": "http"}, "PORT='http': expected a whole number"),
+        ({"MEM_FRACTION_STATIC": "most"}, "MEM_FRACTION_STATIC='most': expected a number"),
+        ({"CONTEXT_LENGTH": "long"}, "CONTEXT_LENGTH='long': expected a whole number, or one with a unit"),
+        ({"LOG_REQUESTS": "maybe"}, "LOG_REQUESTS='maybe': expected true or false"),
+        ({"JSON_MODEL_OVERRIDE_ARGS": "{"}, "JSON_MODEL_OVERRIDE_ARGS='{': expected JSON"),
+        ({"LORA_PATHS": "'a"}, 'LORA_PATHS="\'a": expected words'),
+        ({"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "4"}, "TENSOR_PARALLEL_SIZE and TP_SIZE both set"),
+        ({"MODEL_NAME": ""}, "MODEL_NAME is empty"),
+        ({"HOST": ""}, "HOST is empty"),
+        ({"PORT": ""}, "PORT is empty"),
+    ],
+)
+def test_refused_value(environ: dict[str, str], problem: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        EngineConfig.from_environ(environ)
+    [said] = error.value.problems
+    assert said.startswith(problem)
+
+
+def test_every_problem_is_told_at_once() -> None:
+    with pytest.raises(ConfigurationError) as error:
+        EngineConfig.from_environ({"PORT": "a", "MODEL_NAME": "", "TP_SIZE": "b"})
+    assert len(error.value.problems) == 3
+
+
+def test_two_names_with_one_value_are_fine() -> None:
+    assert options_of({"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "2"})["--tensor-parallel-size"] == ["2"]
+
+
+def test_removed_option_is_ignored_with_a_hint(caplog: pytest.LogCaptureFixture) -> None:
+    assert options_of({"ENABLE_FLASHINFER_MLA": "true"}) == options_of({})
+    assert "ATTENTION_BACKEND=flashinfer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:30000"),
+        ("0.0.0.0", "http://127.0.0.1:30000"),
+        ("::", "http://[::1]:30000"),
+        ("10.0.0.5", "http://10.0.0.5:30000"),
+    ],
+)
+def test_where_the_engine_is_reached(host: str, url: str) -> None:
+    assert EngineConfig.from_environ({"HOST": host}).base_url == url
+
+
+def test_served_name_is_the_model_s_where_none_is_given() -> None:
+    assert EngineConfig.from_environ({"SERVED_MODEL_NAME": ""}).served_model_name == "zai-org/GLM-4.7-Flash"
+
+
+def test_key_is_used_but_never_shown() -> None:
+    config = EngineConfig.from_environ({"API_KEY": "sk-secret"})
+    assert config.api_key == "sk-secret"
+    assert "sk-secret" in config.command()
+    assert "--api-key '***'" in config.shown_command()
+    assert "sk-secret" not in config.shown_command()
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (2, "exited with code 2 (usual cause: an option that SGLang does not accept)"),
+        (77, "exited with code 77"),
+        (-9, "was killed by SIGKILL (usual cause: killed from outside, usually out of memory)"),
+        (-15, "was killed by SIGTERM"),
+    ],
+)
+def test_exit_is_described(code: int, said: str) -> None:
+    assert describe_exit(code) == said
+
+
+def test_settings_have_defaults_and_take_numbers() -> None:
+    assert Settings.from_environ({}) == Settings(300, 600, 1800, 120)
+    given = {"MAX_CONCURRENCY": "8", "REQUEST_TIMEOUT_SECONDS": "1.5", "STARTUP_TIMEOUT_SECONDS": ""}
+    assert Settings.from_environ(given) == Settings(8, 1.5, 1800, 120)
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "nan", "inf"])
+def test_setting_that_is_no_count_is_refused(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"MAX_CONCURRENCY=.*: expected a whole number of at least 1"):
+        Settings.from_environ({"MAX_CONCURRENCY": value})
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "x", "nan", "inf"])
+def test_setting_that_is_no_time_is_refused(value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"REQUEST_TIMEOUT_SECONDS=.*: expected a number of seconds above 0"):
+        Settings.from_environ({"REQUEST_TIMEOUT_SECONDS": value})

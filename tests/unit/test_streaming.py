@@ -1,0 +1,138 @@
+"""Framing on bytes, batching, and holding the source back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+import pytest
+
+from streaming import EventFramer, EventTooLargeError, batches
+
+TRICKY = 'data: {"text":"서울 👋 \u2028 \u2029 \u0085 \x0b"}\n\n'.encode()
+EVENTS = [b'data: {"a":1}\n\n', TRICKY, b"event: x\ndata: 1\ndata: 2\n\n", b": comment\n\n", b"data: [DONE]\n\n"]
+
+
+@pytest.mark.parametrize("size", [*range(1, 20), 1000])
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+def test_framer_gives_whole_events_whatever_the_chunks(size: int, line_end: bytes) -> None:
+    stream = b"".join(EVENTS).replace(b"\n", line_end)
+    framer = EventFramer()
+    chunks = [stream[i : i + size] for i in range(0, len(stream), size)]
+    assert [event for chunk in chunks for event in framer.feed(chunk)] == EVENTS
+    assert framer.close() == b""
+
+
+def test_framer_keeps_what_has_not_ended() -> None:
+    framer = EventFramer()
+    assert framer.feed(b"data: 1\n\ndata: 2\n") == [b"data: 1\n\n"]
+    assert framer.close() == b"data: 2"
+
+
+def test_event_without_end_does_not_eat_memory() -> None:
+    framer = EventFramer(max_event_bytes=100)
+    framer.feed(b"x" * 100)
+    with pytest.raises(EventTooLargeError, match="larger than 100 bytes"):
+        framer.feed(b"x")
+
+
+def test_large_event_in_small_chunks_is_framed_in_linear_time() -> None:
+    framer = EventFramer()
+    for _ in range(20_000):  # 20 MB; searched anew each time, this would read 200 GB
+        assert framer.feed(b"x" * 1000) == []
+    [event] = framer.feed(b"\n\n")
+    assert len(event) == 20_000_002
+
+
+async def chunks_of(items: Iterable[bytes], pause_seconds: float = 0.0) -> AsyncIterator[bytes]:
+    for item in items:
+        await asyncio.sleep(pause_seconds)
+        yield item
+
+
+@pytest.mark.anyio
+async def test_first_event_is_not_held_back() -> None:
+    never = asyncio.Event()
+
+    async def one_then_nothing() -> AsyncIterator[bytes]:
+        yield b"data: 1\n\n"
+        await never.wait()
+
+    stream = batches(one_then_nothing())
+    assert await asyncio.wait_for(anext(stream), 1) == [b"data: 1\n\n"]
+    await stream.aclose()
+
+
+@pytest.mark.anyio
+async def test_events_gather_while_the_consumer_is_busy() -> None:
+    seen = []
+    async for batch in batches(chunks_of([b"data: %d\n\n" % n for n in range(50)], 0.001)):
+        seen.append(batch)
+        await asyncio.sleep(0.02)
+    assert b"".join(event for batch in seen for event in batch) == b"".join(b"data: %d\n\n" % n for n in range(50))
+    assert len(seen[0]) == 1
+    assert len(seen) < 25
+
+
+@pytest.mark.anyio
+async def test_no_batch_exceeds_the_limit_but_a_single_larger_event() -> None:
+    sizes = [10, 10, 10, 50, 10, 10]
+    items = [b"x" * (size - 2) + b"\n\n" for size in sizes]
+    seen = [
+        [len(event) for event in batch] async for batch in batches(chunks_of([b"".join(items)]), max_batch_bytes=25)
+    ]
+    assert seen == [[10, 10], [10], [50], [10, 10]]
+
+
+@pytest.mark.anyio
+async def test_slow_consumer_holds_the_source_back() -> None:
+    given = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal given
+        while True:
+            given += 1
+            yield b"x" * 98 + b"\n\n"
+
+    stream = batches(endless(), max_batch_bytes=1000)
+    for taken in range(1, 5):
+        await anext(stream)
+        await asyncio.sleep(0.01)
+        assert given <= 10 * (taken + 1)
+    await stream.aclose()
+
+
+@pytest.mark.anyio
+async def test_what_came_before_an_error_is_handed_over_first() -> None:
+    async def breaks() -> AsyncIterator[bytes]:
+        yield b"data: 1\n\ndata: 2\n\nda"
+        raise ConnectionResetError
+
+    stream = batches(breaks())
+    assert await anext(stream) == [b"data: 1\n\n", b"data: 2\n\n"]
+    with pytest.raises(ConnectionResetError):
+        await anext(stream)
+
+
+@pytest.mark.anyio
+async def test_rest_of_a_broken_stream_comes_last() -> None:
+    seen = [event async for batch in batches(chunks_of([b"data: 1\n\nda", b"ta"])) for event in batch]
+    assert seen == [b"data: 1\n\n", b"data"]
+
+
+@pytest.mark.anyio
+async def test_closing_stops_the_reading() -> None:
+    closed = asyncio.Event()
+
+    async def endless() -> AsyncIterator[bytes]:
+        try:
+            while True:
+                await asyncio.sleep(0.001)
+                yield b"data: 1\n\n"
+        finally:
+            closed.set()
+
+    stream = batches(endless())
+    await anext(stream)
+    await stream.aclose()
+    await asyncio.wait_for(closed.wait(), 1)
