@@ -152,7 +152,7 @@ _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
 STOP_TIMEOUT_SECONDS = 3.0  # with no request in flight SGLang ends in about one; with one, it would wait for ever
 POLL_SECONDS = 0.1
-PROBE_TIMEOUT_SECONDS = 5.0
+PROBE_TIMEOUT_SECONDS = 1.0  # the answer costs the engine nothing: one that needs longer for it is not ready
 WAIT_LOG_SECONDS = 30.0
 
 
@@ -407,7 +407,7 @@ class Engine:
 def describe_exit(code: int) -> str:
     """`exited with code 2 (…)` or `was killed by SIGKILL (…)`, with what usually causes it."""
     if code < 0:
-        name = signal.Signals(-code).name
+        name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
         return f"was killed by {name}" + _hint(_CAUSES.get(128 - code))
     return f"exited with code {code}" + _hint(_CAUSES.get(code))
 

@@ -104,21 +104,22 @@ def _test_job(parser: argparse.ArgumentParser, source: str, text: str) -> Job:
     return {"id": "local_test", **job}
 
 
-def configure_logging(level: str) -> None:
-    """Log to standard error at the given level of the SDK's (`ERROR`, `WARN`, `INFO`, `DEBUG`, …).
+def configure_logging() -> None:
+    """Log to standard error.
 
     The HTTP libraries stay at WARNING: below it they log every request and its headers.
     """
     logging.basicConfig(
         stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO, force=True
     )
-    logging.getLogger("worker").setLevel({"TRACE": "DEBUG", "WARN": "WARNING", "NOTSET": "CRITICAL"}.get(level, level))
     for library in ("httpx", "httpcore"):
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def run(lifespan: Lifespan, settings: Settings, arguments: Arguments) -> int:
     """Run the mode that the arguments ask for, to its end. Returns the process's exit code."""
+    level = {"TRACE": "DEBUG", "WARN": "WARNING", "NOTSET": "CRITICAL"}.get(settings.log_level, settings.log_level)
+    logging.getLogger("worker").setLevel(level)
     if arguments.test_job is not None:
         return asyncio.run(_run_local(lifespan, arguments.test_job))
     return _run_worker(lifespan, settings)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 MINUTES = 60
+LOG_LEVELS = ("NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR")  # runpod 1.12.0, rp_logger.py
 
 
 class ConfigurationError(Exception):
@@ -33,6 +34,9 @@ class Settings:
     shutdown_timeout_seconds: float = 2 * MINUTES
     """How long jobs in flight may take to finish once the worker is told to stop (`SHUTDOWN_TIMEOUT_SECONDS`)."""
 
+    log_level: str = "INFO"
+    """The least that is logged, in the SDK's words (`RUNPOD_LOG_LEVEL`, or its older name `RUNPOD_DEBUG_LEVEL`)."""
+
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
         """Read the settings; an absent or empty variable means its default.
@@ -40,7 +44,11 @@ class Settings:
         Raises ConfigurationError with every problem at once.
         """
         problems: list[str] = []
+        log_level = (environ.get("RUNPOD_LOG_LEVEL") or environ.get("RUNPOD_DEBUG_LEVEL") or cls.log_level).upper()
+        if log_level not in LOG_LEVELS:
+            problems.append(f"RUNPOD_LOG_LEVEL={log_level!r}: expected one of {', '.join(LOG_LEVELS)}")
         settings = cls(
+            log_level=log_level,
             max_concurrency=int(_number(environ, "MAX_CONCURRENCY", cls.max_concurrency, problems, whole=True)),
             **{
                 name.lower(): _number(environ, name, getattr(cls, name.lower()), problems)

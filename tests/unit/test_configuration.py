@@ -158,6 +158,7 @@ def test_key_is_used_but_never_shown() -> None:
         (77, "exited with code 77"),
         (-9, "was killed by SIGKILL (usual cause: killed from outside, usually out of memory)"),
         (-15, "was killed by SIGTERM"),
+        (-40, "was killed by signal 40"),
     ],
 )
 def test_exit_is_described(code: int, said: str) -> None:
@@ -168,6 +169,25 @@ def test_settings_have_defaults_and_take_numbers() -> None:
     assert Settings.from_environ({}) == Settings(300, 600, 1800, 120)
     given = {"MAX_CONCURRENCY": "8", "REQUEST_TIMEOUT_SECONDS": "1.5", "STARTUP_TIMEOUT_SECONDS": ""}
     assert Settings.from_environ(given) == Settings(8, 1.5, 1800, 120)
+
+
+@pytest.mark.parametrize(
+    ("environ", "level"),
+    [
+        ({}, "INFO"),
+        ({"RUNPOD_LOG_LEVEL": ""}, "INFO"),
+        ({"RUNPOD_LOG_LEVEL": "error"}, "ERROR"),
+        ({"RUNPOD_DEBUG_LEVEL": "DEBUG"}, "DEBUG"),
+        ({"RUNPOD_LOG_LEVEL": "WARN", "RUNPOD_DEBUG_LEVEL": "DEBUG"}, "WARN"),
+    ],
+)
+def test_log_level(environ: dict[str, str], level: str) -> None:
+    assert Settings.from_environ(environ).log_level == level
+
+
+def test_unknown_log_level_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="RUNPOD_LOG_LEVEL='LOUD': expected one of NOTSET"):
+        Settings.from_environ({"RUNPOD_LOG_LEVEL": "loud"})
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "nan", "inf"])
