@@ -399,8 +399,9 @@ def _since(began: float) -> float:
 def create_client(config: EngineConfig, settings: Settings) -> httpx.AsyncClient:
     """The one client of the worker, over aiohttp's transport.
 
-    At 300 streams of 100 events/s and a 30 ms round trip to the platform, it carried 3.2 times the events of httpx's own
-    transport, and the p95 of the first event fell from 8.3 s to 1.1 s (one run, two cores shared with the engine).
+    At 300 streams of 100 events/s and a round trip of 30 ms to the platform, it carried 3.2 times the events of httpx's
+    own transport, and the p95 of the first event fell from 8.3 s to 1.1 s (one after the other, on two cores shared
+    with the scripted engine and the emulated platform).
     """
     headers = {"Accept-Encoding": "identity"}  # streams are framed as they come
     if config.api_key:
