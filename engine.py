@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import importlib.util
 import json
 import logging
 import os
@@ -276,15 +277,6 @@ def _shown(name: str, value: str) -> str:
     return "***" if OPTIONS[name].secret else repr(value)
 
 
-class EngineState(Enum):
-    """Where the engine is in its life."""
-
-    STARTING = "starting"
-    READY = "ready"
-    FAILED = "failed"
-    STOPPED = "stopped"
-
-
 class EngineError(Exception):
     """The engine did not start, or died. The message says why, as far as that can be known from outside."""
 
@@ -298,7 +290,6 @@ class Engine:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        self.state = EngineState.STOPPED
         self._process: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> Self:
@@ -313,13 +304,14 @@ class Engine:
     async def start(self) -> None:
         """Start the process; returns at once. Its output goes to this process's standard error.
 
-        Raises EngineError where something else listens on its port: SGLang would find out only after minutes, and until
-        then the other server would pass for it.
+        Raises EngineError where SGLang is not installed, or something else listens on its port: SGLang would find out
+        only after minutes, and until then the other server would pass for it.
         """
+        if importlib.util.find_spec("sglang") is None:
+            raise EngineError("SGLang is not installed for this Python; use the image, or scripts/install for a CPU")
         if _is_listening(self.config):
             raise EngineError(f"port {self.config.port} is in use by another process; set PORT to a free one")
         log.info("starting the engine: %s", self.config.shown_command())
-        self.state = EngineState.STARTING
         self._process = await asyncio.create_subprocess_exec(
             *self.config.command(),
             stdin=subprocess.DEVNULL,
@@ -340,10 +332,8 @@ class Engine:
         try:
             await asyncio.wait({exited, probing}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
-                self.state = EngineState.FAILED
                 raise EngineError(f"while starting, the engine {describe_exit(exited.result())}; see its output above")
             if not probing.done():
-                self.state = EngineState.FAILED
                 raise EngineError(
                     f"the engine was not ready after {timeout_seconds:g} s (STARTUP_TIMEOUT_SECONDS); "
                     "a first start downloads the model, which may need longer"
@@ -353,13 +343,11 @@ class Engine:
             for task in (exited, probing):
                 task.cancel()
             await asyncio.gather(exited, probing, return_exceptions=True)
-        self.state = EngineState.READY
         log.info("the engine is ready after %.1f s", time.monotonic() - began)
 
     async def wait_for_failure(self) -> str:
         """Return a sentence that says how the engine ended, once it does without being told to."""
         code = await self._running.wait()
-        self.state = EngineState.FAILED
         return f"the engine {describe_exit(code)}"
 
     async def stop(self) -> None:
@@ -367,14 +355,15 @@ class Engine:
         if self._process is None:
             return
         process, self._process = self._process, None
-        if process.returncode is None:
-            log.info("stopping the engine")
-            _signal_group(process.pid, signal.SIGTERM)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(process.wait(), STOP_TIMEOUT_SECONDS)
-        _signal_group(process.pid, signal.SIGKILL)
+        try:
+            if process.returncode is None:
+                log.info("stopping the engine")
+                _signal_group(process.pid, signal.SIGTERM)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(process.wait(), STOP_TIMEOUT_SECONDS)
+        finally:  # also when this is cancelled: the children must not outlive us
+            _signal_group(process.pid, signal.SIGKILL)
         await process.wait()
-        self.state = EngineState.STOPPED
 
     @property
     def _running(self) -> asyncio.subprocess.Process:

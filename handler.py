@@ -286,7 +286,8 @@ async def _forward(client: httpx.AsyncClient, request: UpstreamRequest) -> Async
                 async for output in outputs:
                     yield output
         else:
-            yield _answer(await response.aread())
+            is_json = response.headers.get("Content-Type", "").startswith("application/json")
+            yield _answer(await response.aread(), is_json=is_json)
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
@@ -342,15 +343,18 @@ def _aborted(answer: dict[str, Any]) -> AnswerCutOffError | None:
     return AnswerCutOffError("the engine aborted the generation before it was complete") if "abort" in endings else None
 
 
-def _answer(body: bytes) -> Output:
-    """The parsed JSON of an answer; text that is no JSON as it is, an empty body as `{}`."""
+def _answer(body: bytes, *, is_json: bool) -> Output:
+    """An unstreamed answer: parsed, where it is JSON; else its text, or `{}` for an empty one (`/health`).
+
+    Raises AnswerCutOffError for JSON that does not parse, UpstreamError for an error in the guise of an answer.
+    """
     text = body.decode("utf-8", "replace")
-    if not text.strip():
-        return {}
+    if not is_json:
+        return text or {}
     try:
         answer: Output = json.loads(text, parse_constant=lambda _: None)  # NaN would make the output no valid JSON
     except ValueError:
-        return text
+        raise AnswerCutOffError("the engine's answer is not whole: it is no valid JSON") from None
     if "\\ud" in text.lower():
         # An escaped half of a surrogate pair cannot be sent on as UTF-8.
         answer = json.loads(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))

@@ -27,7 +27,9 @@ def main() -> int:
         ("A tool call", {"input": tool_call}),
         ("A streamed answer", {"input": {"openai_route": "/v1/chat/completions", "openai_input": fact}}),
     ]
-    print(f"{DIM}Each job starts the worker, and with it SGLang, anew: about half a minute each. Their log: {LOG}{PLAIN}")
+    print(
+        f"{DIM}Each job starts the worker, and with it SGLang, anew: about half a minute each. Their log: {LOG}{PLAIN}"
+    )
     return 0 if all(show(number, *demo) for number, demo in enumerate(demonstrations, start=1)) else 1
 
 

@@ -159,6 +159,46 @@ async def test_answer_cut_off_is_an_error_never_a_short_answer(
     assert (await platform.answer({"messages": HELLO})).state is JobState.COMPLETED
 
 
+@pytest.mark.parametrize("body", ["", '{"choices": [{"message": {"content": "half'])
+async def test_json_that_is_not_whole_is_an_error(platform: Platform, worker: Worker, body: str) -> None:
+    error = error_of(await platform.answer({"messages": HELLO, "script": {"status": 200, "body": body}}))
+    assert (error["code"], error["message"]) == (502, "the engine's answer is not whole: it is no valid JSON")
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "message"),
+    [
+        ({"error": {"message": "failed", "code": 500}}, 500, "failed"),
+        ({"choices": [{"finish_reason": "abort"}]}, 502, "the engine aborted the generation before it was complete"),
+        ({"meta_info": {"finish_reason": {"type": "abort"}}}, 502, "the engine aborted the generation"),
+    ],
+)
+async def test_failure_in_the_guise_of_an_answer_is_an_error(
+    platform: Platform, worker: Worker, answer: dict[str, Any], code: int, message: str
+) -> None:
+    error = error_of(await platform.answer({"messages": HELLO, "script": {"answer": answer}}))
+    assert error["code"] == code
+    assert error["message"].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "output"),
+    [("text/plain", "", {}), ("text/plain", "words", "words"), ("application/json", "[]", [])],
+)
+async def test_answer_that_is_no_object_is_passed_on(
+    platform: Platform, worker: Worker, kind: str, body: str, output: Any
+) -> None:
+    job = await platform.answer({"messages": HELLO, "script": {"content_type": kind, "body": body}})
+    assert job.state is JobState.COMPLETED
+    assert job.output == [output]
+
+
+async def test_output_that_would_be_no_json_is_mended(platform: Platform, worker: Worker) -> None:
+    body = '{"logprob": NaN, "text": "\\ud83d"}'
+    job = await platform.answer({"messages": HELLO, "script": {"content_type": "application/json", "body": body}})
+    assert job.output == [{"logprob": None, "text": "?"}]
+
+
 @pytest.fixture(scope="module")
 async def impatient_worker(platform: Platform, worker: Worker) -> AsyncIterator[Worker]:
     await worker.stop()
