@@ -19,7 +19,7 @@ def main() -> None:
         warnings.simplefilter("ignore")  # torchvision misses image codecs that nothing here uses
         from embedded import tiny_glm  # loads torch, which only the making needs
 
-        tiny_glm.make(MODEL_FOLDER)
+        tiny_glm.make(MODEL_FOLDER, report=lambda line: print(f"    {line}", file=sys.stderr, flush=True))
         print(f"Made it in {time.monotonic() - began:.0f} s.", file=sys.stderr, flush=True)
     if command := sys.argv[1:]:
         os.execvpe(command[0], command, engine_environment(os.environ))  # noqa: S606 (the caller's own command)

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,26 +76,23 @@ class Sequence:
     answer: list[int]
 
 
-def make(folder: Path) -> Path:
-    """Make the checkpoint in `folder`, unless an up-to-date one is there, and return the folder.
+def make(folder: Path, report: Callable[[str], None]) -> None:
+    """Make the checkpoint in `folder`; `report` is given a line of progress now and then.
 
     The folder appears whole or not at all, so that an interrupted run leaves nothing to trip over.
     Raises NotLearnedError if training misses its goal.
     """
-    if cache.is_made(folder):
-        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         tokenizer = make_tokenizer(draft)
-        model = train(tokenizer, training_set(tokenizer))
+        model = train(tokenizer, training_set(tokenizer), report)
         save(model, draft)
         cache.mark(draft)
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return folder
 
 
 def make_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -192,7 +190,7 @@ def training_set(tokenizer: PreTrainedTokenizerFast) -> list[Sequence]:
     return sequences
 
 
-def train(tokenizer: PreTrainedTokenizerFast, sequences: list[Sequence]) -> Any:
+def train(tokenizer: PreTrainedTokenizerFast, sequences: list[Sequence], report: Callable[[str], None]) -> Any:
     """A model that answers every sequence's prompt with its answer, checked in bfloat16 as it will be served."""
     torch.set_num_threads(1)  # more threads gain little here, and lose much where another process keeps a core busy
     torch.manual_seed(SEED)
@@ -203,13 +201,15 @@ def train(tokenizer: PreTrainedTokenizerFast, sequences: list[Sequence]) -> Any:
     optimizer = torch.optim.AdamW(learning, weight_decay=0.0, betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=MAX_STEPS, pct_start=0.15)
     model.train()
-    for _ in range(MAX_STEPS):
+    for step in range(MAX_STEPS):
         loss = model(input_ids=tokens, attention_mask=mask, labels=labels).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+        if step % 20 == 0:
+            report(f"step {step} of at most {MAX_STEPS}: loss {loss.item():.4f}, to reach {TARGET_LOSS}")
         if loss.item() < TARGET_LOSS:
             break
     model = model.to(torch.bfloat16).eval()

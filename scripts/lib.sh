@@ -22,9 +22,17 @@ find_python() {
 # Modules are compiled when they are first imported, a few hundred of the thousands installed; so that must be allowed.
 unset PYTHONDONTWRITEBYTECODE
 
-# pip in .venv; its output goes to .venv/install.log, and is shown when it fails.
+# pip in .venv. Its output goes to .venv/install.log: the last line is shown now and then, the whole when pip fails.
 pip() {
-    if ! .venv/bin/python -m pip --disable-pip-version-check "$@" --no-compile --quiet >.venv/install.log 2>&1; then
+    .venv/bin/python -m pip --disable-pip-version-check "$@" --no-compile --progress-bar off >.venv/install.log 2>&1 &
+    pip_pid=$!
+    seconds=0
+    while kill -0 "$pip_pid" 2>/dev/null; do
+        sleep 1
+        seconds=$((seconds + 1))
+        [ $((seconds % 15)) -ne 0 ] || printf '    %3s s  %s\n' "$seconds" "$(tail -n 1 .venv/install.log | cut -c 1-100)" >&2
+    done
+    if ! wait "$pip_pid"; then
         cat .venv/install.log >&2
         fail "pip $1 failed"
     fi
