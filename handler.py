@@ -260,20 +260,23 @@ def create_handler(client: httpx.AsyncClient, *, served_model_name: str, request
         except Exception as exception:
             error = _as_job_error(exception, request_timeout_seconds)
             log.warning("job %s: failed after %.2f s: %d %s", job.get("id"), _since(began), error.code, error.type)
-            if events_sent or isinstance(exception, _ErrorEvent):
-                yield _error_event(error, exception)
+            if isinstance(exception, _ErrorEvent):
+                yield exception.event
+            elif events_sent:
+                yield _error_event(error)
             yield {"error": error.as_json()}
 
     return handler
 
 
 class _ErrorEvent(Exception):
-    """The engine reported an error inside its stream."""
+    """The engine reported an error inside its stream: what it means, and the event as the client shall see it."""
 
-    def __init__(self, error: JobError, event_name: bytes) -> None:
+    def __init__(self, error: JobError, *, head: bytes = b"", fields: dict[str, Any] | None = None) -> None:
         super().__init__()
         self.error = error
-        self.event_name = event_name  # of a named event, `event: error`; else empty
+        # What the event had beside its error, as Anthropic's protocol has: the line `event: error`, the field `type`.
+        self.event = _error_event(error, head=head, fields=fields)
 
 
 async def _forward(client: httpx.AsyncClient, request: UpstreamRequest) -> AsyncGenerator[Output, None]:
@@ -321,17 +324,18 @@ def _is_complete(data: bytes) -> bool:
 
 def _error_in(event: bytes) -> _ErrorEvent | None:
     """The error that an event reports: an `error` object, or a generation that the engine aborted."""
-    name, _, data = event.rpartition(b"data:")
+    begin = 0 if event.startswith(b"data:") else event.find(b"\ndata:") + 1
     try:
-        payload = json.loads(data)
+        payload = json.loads(event[begin + len(b"data:") :])
     except ValueError:
         return None
     if not isinstance(payload, dict):
         return None
     if payload.get("error"):
-        return _ErrorEvent(from_payload(payload, HTTPStatus.OK), name)
+        fields = {key: value for key, value in payload.items() if key != "error"}
+        return _ErrorEvent(from_payload(payload, HTTPStatus.OK), head=event[:begin], fields=fields)
     if aborted := _aborted(payload):
-        return _ErrorEvent(aborted, name)
+        return _ErrorEvent(aborted)
     return None
 
 
@@ -370,9 +374,8 @@ def _text(events: bytes) -> str:
     return events.decode("utf-8", "replace")
 
 
-def _error_event(error: JobError, exception: Exception) -> str:
-    name = exception.event_name.decode("utf-8", "replace") if isinstance(exception, _ErrorEvent) else ""
-    return f"{name}data: {error.as_json()}\n\n"
+def _error_event(error: JobError, *, head: bytes = b"", fields: dict[str, Any] | None = None) -> str:
+    return f"{_text(head)}data: {json.dumps((fields or {}) | error.payload())}\n\n"
 
 
 def _as_job_error(exception: Exception, request_timeout_seconds: float) -> JobError:

@@ -87,7 +87,6 @@ def _worker_side(queue: JobQueue, faults: Faults, long_poll_seconds: float) -> A
 def _client_side(queue: JobQueue) -> APIRouter:
     """What clients call, as on api.runpod.ai."""
     router = APIRouter(tags=["client"])
-    cursors: dict[str, int] = {}  # how much of each job's stream has been handed out
 
     @router.post("/run")
     async def run(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
@@ -106,11 +105,11 @@ def _client_side(queue: JobQueue) -> APIRouter:
 
     @router.api_route("/stream/{job_id}", methods=["GET", "POST"])
     async def stream(job_id: str) -> dict[str, Any]:
-        job, seen = _job(queue, job_id), cursors.get(job_id, 0)
+        job = _job(queue, job_id)
         with suppress(TimeoutError):
-            await job.streamed(seen + 1, STREAM_SECONDS)
-        cursors[job_id] = len(job.stream)
-        return {"status": job.state, "stream": [{"output": output} for output in job.stream[seen:]]}
+            await job.streamed(job.fetched + 1, STREAM_SECONDS)
+        fresh, job.fetched = job.stream[job.fetched :], len(job.stream)
+        return {"status": job.state, "stream": [{"output": output} for output in fresh]}
 
     @router.post("/cancel/{job_id}")
     async def cancel(job_id: str) -> dict[str, Any]:

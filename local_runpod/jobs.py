@@ -38,6 +38,8 @@ class Job:
     worker_id: str | None = None
     stream: list[Any] = field(default_factory=list)
     """Every streamed output, in order."""
+    fetched: int = 0
+    """How many of them clients have fetched."""
     output: Any = None
     error: str | None = None
     answers: int = 0
@@ -86,8 +88,8 @@ class JobQueue:
 
     def __init__(self) -> None:
         self.jobs: dict[str, Job] = {}
-        self.pings: dict[str, list[dict[str, str]]] = {}
-        """Each worker's heartbeats, oldest first, as their query parameters."""
+        self.pings: dict[str, deque[dict[str, str]]] = {}
+        """Each worker's last heartbeats, oldest first, as their query parameters."""
         self._waiting: deque[Job] = deque()
         self._arrived = asyncio.Event()
         self._to_stop: dict[str, list[str]] = {}
@@ -164,7 +166,7 @@ class JobQueue:
 
     def ping(self, worker_id: str, parameters: dict[str, str]) -> None:
         """Record a worker's heartbeat."""
-        self.pings.setdefault(worker_id, []).append(parameters)
+        self.pings.setdefault(worker_id, deque(maxlen=100)).append(parameters)
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""
@@ -177,7 +179,11 @@ class JobQueue:
 
     def _forget_old_jobs(self) -> None:
         oldest = time.monotonic() - RETENTION_SECONDS
-        self.jobs = {k: job for k, job in self.jobs.items() if job.finished_at is None or job.finished_at > oldest}
+        while self.jobs:
+            job = next(iter(self.jobs.values()))
+            if job.finished_at is None or job.finished_at > oldest:
+                return
+            del self.jobs[job.id]
 
 
 def _milliseconds(begin: float, end: float) -> int:

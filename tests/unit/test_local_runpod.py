@@ -91,7 +91,7 @@ async def test_health_counts_jobs_and_workers(api: httpx.AsyncClient, queue: Job
     health = (await api.get("/health")).json()
     assert health["jobs"] == {"inQueue": 1, "inProgress": 0, "completed": 0, "failed": 0}
     assert health["workers"] == {"running": 1}
-    assert queue.pings["w1"] == [{"job_id": "x"}]
+    assert list(queue.pings["w1"]) == [{"job_id": "x"}]
 
 
 @pytest.mark.parametrize(

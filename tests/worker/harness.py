@@ -43,8 +43,7 @@ async def running_platform(long_poll_seconds: float = 5.0) -> AsyncIterator[Plat
     queue, faults = JobQueue(), Faults()
     app = create_app(queue, faults, long_poll_seconds=long_poll_seconds)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
-    server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
-    serving = asyncio.create_task(server._serve())
+    serving = asyncio.create_task(server._serve())  # serve() would take over the test runner's signals
     while not server.started:
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]

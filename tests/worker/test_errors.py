@@ -159,6 +159,15 @@ async def test_answer_cut_off_is_an_error_never_a_short_answer(
     assert (await platform.answer({"messages": HELLO})).state is JobState.COMPLETED
 
 
+async def test_error_event_keeps_the_protocol_of_its_route(platform: Platform, worker: Worker) -> None:
+    body = {"messages": HELLO, "stream": True, "script": {"events": 1, "then": "anthropic_error"}}
+    job = await platform.answer({"openai_route": "/v1/messages", "openai_input": body})
+    error = error_of(job)
+    assert (error["message"], error["type"], error["code"]) == ("data: none left", "overloaded_error", 500)
+    head, _, data = "".join(job.stream).split("\n\n")[1].partition("\ndata: ")
+    assert (head, json.loads(data)) == ("event: error", {"type": "error", "error": error})
+
+
 @pytest.mark.parametrize("body", ["", '{"choices": [{"message": {"content": "half'])
 async def test_json_that_is_not_whole_is_an_error(platform: Platform, worker: Worker, body: str) -> None:
     error = error_of(await platform.answer({"messages": HELLO, "script": {"status": 200, "body": body}}))

@@ -88,6 +88,15 @@ async def test_connection_that_breaks_after_the_last_event_takes_nothing_away(
     assert events_of(job.stream)[-1] == "[DONE]"
 
 
+async def test_stream_of_a_protocol_without_done_is_complete_with_its_own_last_event(
+    platform: Platform, worker: Worker
+) -> None:
+    body = {"messages": MESSAGES, "stream": True, "script": {"then": "message_stop"}}
+    job = await platform.answer({"openai_route": "/v1/messages", "openai_input": body})
+    assert job.state is JobState.COMPLETED
+    assert job.stream[-1].endswith('event: message_stop\ndata: {"type": "message_stop"}\n\n')
+
+
 async def test_concurrent_jobs_keep_their_answers_apart(platform: Platform, worker: Worker) -> None:
     jobs = [
         platform.queue.submit(

@@ -13,7 +13,7 @@ How it answers is scripted by the field `script` of a request's body:
     events: how many events to stream (default 3), `text` in each (default "word ")
     chunk_bytes: write the stream in pieces of this many bytes, whatever they cut
     then: how the stream ends: "done" (default), "eof", "drop", "half", "error", "abort", "hang", "crash",
-        "drop_after_done"
+        "drop_after_done", "anthropic_error", "message_stop"
 
 `GET /requests` tells its command line, when it got warm, what it has been asked, and how each request ended.
 """
@@ -119,6 +119,23 @@ async def answer(path: str, body: Any, script: dict[str, Any], writer: asyncio.S
     await stream(script, writer)
 
 
+def sse(payload: Any) -> bytes:
+    return b"data: " + json.dumps(payload, ensure_ascii=False).encode() + b"\n\n"
+
+
+DONE = b"data: [DONE]\n\n"
+LAST_WORDS = {
+    "done": DONE,
+    "drop_after_done": DONE,
+    "half": b'data: {"choices": [{"delta": {"con',
+    "error": sse({"error": {"message": "scripted error", "type": "BadRequest", "code": 400}}) + DONE,
+    "abort": sse({"choices": [{"delta": {}, "finish_reason": "abort"}]}) + DONE,
+    "message_stop": b"event: message_stop\n" + sse({"type": "message_stop"}),
+    "anthropic_error": b"event: error\n"
+    + sse({"type": "error", "error": {"type": "overloaded_error", "message": "data: none left"}}),
+}
+
+
 async def stream(script: dict[str, Any], writer: asyncio.StreamWriter) -> None:
     writer.write(
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -127,40 +144,21 @@ async def stream(script: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(script.get("pause", 0))
         delta = {"index": index, "choices": [{"delta": {"content": script.get("text", "word ")}}]}
         await write(writer, script, sse(delta))
-    match script.get("then", "done"):
-        case "done":
-            await write(writer, script, b"data: [DONE]\n\n")
-        case "drop_after_done":
-            await write(writer, script, b"data: [DONE]\n\n")
+    then = script.get("then", "done")
+    await write(writer, script, LAST_WORDS.get(then, b""))
+    match then:
+        case "drop" | "drop_after_done":
             raise DropError
-        case "drop":
-            raise DropError
-        case "half":
-            await write(writer, script, b'data: {"choices": [{"delta": {"con')
-        case "error":
-            await write(
-                writer, script, sse({"error": {"message": "scripted error", "type": "BadRequest", "code": 400}})
-            )
-            await write(writer, script, b"data: [DONE]\n\n")
-        case "abort":
-            await write(writer, script, sse({"choices": [{"delta": {}, "finish_reason": "abort"}]}))
-            await write(writer, script, b"data: [DONE]\n\n")
         case "hang":
             await asyncio.sleep(3600)
         case "crash":
             os._exit(script.get("code", 1))
-        case "eof":
-            pass
     writer.write(b"0\r\n\r\n")
     await writer.drain()
 
 
-def sse(payload: Any) -> bytes:
-    return b"data: " + json.dumps(payload, ensure_ascii=False).encode() + b"\n\n"
-
-
 async def write(writer: asyncio.StreamWriter, script: dict[str, Any], data: bytes) -> None:
-    size = script.get("chunk_bytes", len(data))
+    size = script.get("chunk_bytes", len(data) or 1)
     for begin in range(0, len(data), size):
         piece = data[begin : begin + size]
         writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
