@@ -374,7 +374,8 @@ class _Poll:
         elif isinstance(error, TooManyRequests):
             self.pause_seconds = TOO_MANY_REQUESTS_PAUSE_SECONDS
         elif isinstance(error, Exception) and not isinstance(error, TimeoutError):
-            log.warning("could not %s: %s", self.what, type(error).__name__)
+            status = getattr(error, "status", "no answer")  # of the platform's response, where there was one
+            log.warning("could not %s: %s (%s)", self.what, type(error).__name__, status)
             self.pause_seconds = ERROR_PAUSE_SECONDS
         return isinstance(error, Exception)
 

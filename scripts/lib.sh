@@ -1,7 +1,9 @@
 # shellcheck shell=sh
 # What the scripts share. Sourced from the repository's root.
 
-say() { printf '\033[1m==> %s\033[0m\n' "$*" >&2; }
+say() {
+    if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' "$*" >&2; else printf '==> %s\n' "$*" >&2; fi
+}
 
 fail() {
     echo "$*" >&2

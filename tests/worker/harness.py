@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import os
 import signal
@@ -22,6 +23,8 @@ from local_runpod import Faults, Job, JobQueue, JobState, create_app, worker_env
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTED_ENGINE = REPOSITORY / "tests" / "scripted_engine"
+_SCRATCH = tempfile.TemporaryDirectory(prefix="worker-tests-")
+atexit.register(_SCRATCH.cleanup)
 ANSWER_SECONDS = 30.0  # far above what anything here takes: a test that waits this long has failed
 
 
@@ -136,8 +139,8 @@ async def start_worker(
 ) -> Worker:
     """Start `python handler.py` with a deployed worker's variables. `engine` scripts how the scripted engine starts."""
     port = free_port()
-    folder = folder or Path(tempfile.mkdtemp(prefix="worker-test-"))
-    log_path = Path(tempfile.mkstemp(prefix="worker-", suffix=".log")[1])
+    scratch = Path(tempfile.mkdtemp(dir=_SCRATCH.name))
+    log_path = scratch / "log"
     variables = clean_environment() | {
         "PYTHONPATH": str(engine_path),
         "PORT": str(port),
@@ -153,7 +156,7 @@ async def start_worker(
             sys.executable,
             str(REPOSITORY / "handler.py"),
             *arguments,
-            cwd=folder,
+            cwd=folder or scratch,
             env=variables | dict(environment or {}),
             stdout=log if stdout is None else stdout,
             stderr=log,

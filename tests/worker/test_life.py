@@ -48,6 +48,14 @@ async def test_heartbeat_runs_while_the_engine_loads(platform: Platform) -> None
         assert await worker.stop() == 0
 
 
+async def test_unfit_machine_ends_the_worker_before_the_engine_starts(platform: Platform) -> None:
+    environment = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "false", "RUNPOD_MIN_MEMORY_GB": "1e6"}
+    worker = await start_worker(platform, environment)
+    assert await worker.exit_code() == 1
+    assert "a fitness check of this machine failed" in worker.log
+    assert "starting the engine" not in worker.log
+
+
 @pytest.mark.parametrize(("code", "cause"), [(2, "an option that SGLang does not accept"), (7, "")])
 async def test_engine_that_exits_while_starting_ends_the_worker_at_once(
     platform: Platform, code: int, cause: str
@@ -139,15 +147,16 @@ async def test_killed_worker_takes_its_engine_along(platform: Platform) -> None:
                 await asyncio.sleep(0.05)
 
 
-async def test_more_jobs_than_slots_wait_for_their_turn(platform: Platform) -> None:
-    async with running_worker(platform, {"MAX_CONCURRENCY": "2"}) as worker:
+@pytest.mark.parametrize("slots", [1, 3])  # a single free slot asks /job-take, more ask /job-take-batch
+async def test_more_jobs_than_slots_wait_for_their_turn(platform: Platform, slots: int) -> None:
+    async with running_worker(platform, {"MAX_CONCURRENCY": str(slots)}) as worker:
         jobs = [platform.queue.submit({"messages": HELLO, "script": {"pause": 0.2}}) for _ in range(8)]
         most = 0
         while not all(job.state.is_final for job in jobs):
             most = max(most, sum(job.state is JobState.IN_PROGRESS for job in jobs))
             await asyncio.sleep(0.02)
         assert [job.state for job in jobs] == [JobState.COMPLETED] * 8
-        assert most == 2
+        assert most == slots
         assert worker.process.returncode is None
 
 
