@@ -24,6 +24,7 @@ from typing import Any
 
 from engine import EngineError
 from errors import EngineUnavailableError, JobError
+from processes import die_with_parent
 from settings import Settings
 
 log = logging.getLogger("worker.serverless")
@@ -39,7 +40,7 @@ ERROR_PAUSE_SECONDS = 1.0
 # A platform without long polls (Waverless) answers "nothing" at once; such a poll is repeated after a pause.
 EMPTY_POLL_PAUSE_SECONDS = 0.2
 # When the worker is told to stop, a poll in flight may still bring jobs: it is waited for this long.
-LAST_POLL_SECONDS = 2.0
+LAST_POLL_SECONDS = 1.5
 
 Job = dict[str, Any]
 JobHandler = Callable[[Job], Any]
@@ -158,7 +159,6 @@ def error_of(output: Any) -> str | None:
 
 
 def _run_worker(lifespan: Lifespan, settings: Settings) -> int:
-    from runpod.serverless.modules.rp_ping import Heartbeat
     from runpod.serverless.modules.worker_state import WORKER_ID, JobsProgress, PingJobMirror
     from runpod.version import __version__ as sdk_version
 
@@ -169,8 +169,17 @@ def _run_worker(lifespan: Lifespan, settings: Settings) -> int:
     # The heartbeat runs before the engine does: loading a model takes minutes, and the platform should see us alive.
     mirror = PingJobMirror()
     JobsProgress().set_mirror(mirror)
-    Heartbeat().start_ping(mirror)
+    # The SDK's own start_ping lets the heart beat on, for a worker that is dead, when this process is killed.
+    multiprocessing.Process(target=_beat, args=(mirror,), name="heartbeat", daemon=True).start()
     return asyncio.run(_work(lifespan, settings))
+
+
+def _beat(mirror: Any) -> None:
+    from runpod.serverless.modules.rp_ping import Heartbeat
+
+    die_with_parent()
+    if os.environ.get("RUNPOD_WEBHOOK_PING"):
+        Heartbeat.process_loop(mirror)
 
 
 def _check_fitness() -> int:

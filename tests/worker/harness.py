@@ -94,11 +94,14 @@ class Worker:
 
     def engine_pids(self) -> list[int]:
         """The engine's process, and those of its group."""
-        return [pid for pid, group in _process_groups() if group in self._engine_groups()]
+        groups = [pid for pid in self.children() if (pid, pid) in _process_groups()]
+        return [pid for pid, group in _process_groups() if group in groups]
 
-    def _engine_groups(self) -> set[int]:
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        return {int(pid) for pid in children if (int(pid), int(pid)) in _process_groups()}
+    def children(self) -> list[int]:
+        """The processes that the worker's main thread started."""
+        return [
+            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        ]
 
 
 def _process_groups() -> list[tuple[int, int]]:
