@@ -146,8 +146,9 @@ async def _run_local(lifespan: Lifespan, job: Job) -> int:
     report = {"id": job["id"], "status": "FAILED" if error else "COMPLETED", "output": outputs}
     if error:
         report["error"] = error
-    for_a_person = sys.stdout.isatty()
-    print(json.dumps(report, ensure_ascii=not for_a_person, indent=2 if for_a_person else None), flush=True)
+    text = json.dumps(report, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
+    sys.stdout.buffer.write(f"{text}\n".encode("utf-8", "replace"))  # UTF-8, whatever the locale says
+    sys.stdout.flush()
     return EXIT_FAILED if error else EXIT_OK
 
 
@@ -169,8 +170,9 @@ def _run_worker(lifespan: Lifespan, settings: Settings) -> int:
     # The heartbeat runs before the engine does: loading a model takes minutes, and the platform should see us alive.
     mirror = PingJobMirror()
     JobsProgress().set_mirror(mirror)
-    # The SDK's own start_ping lets the heart beat on, for a worker that is dead, when this process is killed.
-    multiprocessing.Process(target=_beat, args=(mirror,), name="heartbeat", daemon=True).start()
+    if os.environ.get("RUNPOD_WEBHOOK_PING"):
+        # The SDK's own start_ping would let the heart of a killed worker beat on.
+        multiprocessing.Process(target=_beat, args=(mirror,), name="heartbeat", daemon=True).start()
     return asyncio.run(_work(lifespan, settings))
 
 
@@ -178,8 +180,7 @@ def _beat(mirror: Any) -> None:
     from runpod.serverless.modules.rp_ping import Heartbeat
 
     die_with_parent()
-    if os.environ.get("RUNPOD_WEBHOOK_PING"):
-        Heartbeat.process_loop(mirror)
+    Heartbeat.process_loop(mirror)
 
 
 def _check_fitness() -> int:
@@ -210,19 +211,18 @@ async def _work(lifespan: Lifespan, settings: Settings) -> int:
                 jobs = JobLoop(service.handler, session, capacity=settings.max_concurrency)
                 failure = asyncio.create_task(service.wait_for_failure())
                 told = asyncio.create_task(stop.requested.wait())
-                jobs.start()
+                taking = jobs.start()
                 log.info("taking jobs, up to %d at once", settings.max_concurrency)
-                await asyncio.wait({failure, told}, return_when=asyncio.FIRST_COMPLETED)
-                told.cancel()
-                if failure.done():
-                    # Jobs in flight lose their connection to the engine at once, and are reported failed.
-                    log.error("%s; this worker ends, so that the platform replaces it", failure.result())
-                    await jobs.stop(timeout_seconds=LAST_POLL_SECONDS)
-                    return EXIT_FAILED
-                log.info("told to stop: finishing %d jobs", jobs.in_flight)
-                await jobs.stop(timeout_seconds=settings.shutdown_timeout_seconds)
-                failure.cancel()
-                return EXIT_OK
+                await asyncio.wait({failure, told, taking}, return_when=asyncio.FIRST_COMPLETED)
+                if told.done():
+                    log.info("told to stop: finishing %d jobs", jobs.in_flight)
+                    await jobs.stop(timeout_seconds=settings.shutdown_timeout_seconds)
+                    return EXIT_OK
+                # Jobs in flight lose their connection to the engine at once, and are reported failed.
+                reason = failure.result() if failure.done() else "the job loop broke"
+                log.error("%s; this worker ends, so that the platform replaces it", reason)
+                await jobs.stop(timeout_seconds=LAST_POLL_SECONDS)
+                return EXIT_FAILED
         except EngineError as exception:
             log.error("%s", exception)
             return EXIT_FAILED
@@ -259,10 +259,11 @@ class JobLoop:
         """The number of jobs taken and not yet answered."""
         return len(self._jobs)
 
-    def start(self) -> None:
-        """Begin to take jobs, and to listen for the platform's stop signals."""
+    def start(self) -> asyncio.Task[None]:
+        """Begin to take jobs, and to listen for the platform's stop signals. The task returned ends with the taking."""
         self._taking = asyncio.create_task(self._take_jobs())
         self._watching = asyncio.create_task(self._watch_stop_signals())
+        return self._taking
 
     async def stop(self, timeout_seconds: float) -> None:
         """Take no more jobs; let those in flight finish, and report as failed what has not by then."""

@@ -8,7 +8,7 @@ import pytest
 
 from embedded import cache
 from embedded.environment import FOLDER, MODEL_FOLDER, engine_environment
-from tests.worker.harness import Platform, Worker, running_platform, running_worker
+from tests.worker.harness import Platform, Worker, is_alive, running_platform, running_worker
 
 
 @pytest.fixture(scope="package")
@@ -24,3 +24,7 @@ async def worker(platform: Platform) -> AsyncIterator[Worker]:
     del environment["PYTHONPATH"]
     async with running_worker(platform, environment, engine_path=FOLDER / "stand_in", start_seconds=180) as worker:
         yield worker
+        pids = worker.engine_pids()
+        assert len(pids) >= 3, "SGLang is a server, a scheduler and a detokenizer"
+        assert await worker.stop() == 0
+        assert not any(map(is_alive, pids))

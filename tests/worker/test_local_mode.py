@@ -14,7 +14,7 @@ from tests.worker.harness import events_of, start_worker, text_of
 
 pytestmark = pytest.mark.anyio
 
-CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
+CHAT = {"messages": [{"role": "user", "content": "Hello, 21 °C 👋"}]}
 
 
 async def run(*arguments: str, folder: Path, **more: Any) -> tuple[int, str, str]:
@@ -26,6 +26,7 @@ async def run(*arguments: str, folder: Path, **more: Any) -> tuple[int, str, str
 
 async def test_unstreamed_answer(tmp_path: Path) -> None:
     code, output, _ = await run("--test_input", json.dumps({"input": CHAT}), folder=tmp_path)
+    assert "°C 👋" in output
     report = json.loads(output)
     assert (code, report["status"], report["id"]) == (0, "COMPLETED", "local_test")
     assert report["output"][0]["echo"]["messages"] == CHAT["messages"]
