@@ -28,12 +28,14 @@ unset PYTHONDONTWRITEBYTECODE
 pip() {
     .venv/bin/python -m pip --disable-pip-version-check "$@" --no-compile --progress-bar off >.venv/install.log 2>&1 &
     pip_pid=$!
+    trap 'kill "$pip_pid"; exit 130' INT TERM # a process in the background does not get the terminal's ^C
     seconds=0
     while kill -0 "$pip_pid" 2>/dev/null; do
         sleep 1
         seconds=$((seconds + 1))
-        [ $((seconds % 15)) -ne 0 ] || printf '    %3s s  %s\n' "$seconds" "$(tail -n 1 .venv/install.log | cut -c 1-100)" >&2
+        [ $((seconds % 15)) -ne 0 ] || printf '    %3s s  %s\n' "$seconds" "$(grep -v WARNING .venv/install.log | tail -n 1 | cut -c 1-90)" >&2
     done
+    trap - INT TERM
     if ! wait "$pip_pid"; then
         cat .venv/install.log >&2
         fail "pip $1 failed"
