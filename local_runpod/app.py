@@ -7,6 +7,7 @@ from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request, Response
+from starlette.requests import ClientDisconnect
 
 from local_runpod.faults import Faults
 from local_runpod.jobs import Job, JobQueue, JobState
@@ -159,7 +160,10 @@ def _for_worker(job: Job) -> dict[str, Any]:
 
 async def _result(request: Request, limit_bytes: int) -> dict[str, Any]:
     """A worker's result. The SDK posts JSON under a form's content type, so that it is parsed here."""
-    body = await request.body()
+    try:
+        body = await request.body()
+    except ClientDisconnect as error:  # a cancelled job's worker hangs up in the middle of its post
+        raise HTTPException(400, "the worker hung up") from error
     if len(body) > limit_bytes:
         raise HTTPException(413, f"the output is larger than {limit_bytes} bytes")
     try:
