@@ -341,7 +341,8 @@ def _error_in(event: bytes) -> _ErrorEvent | None:
 
 def _aborted(answer: dict[str, Any]) -> AnswerCutOffError | None:
     """The error that a generation aborted by the engine stands for: it ends like a short answer, and is none."""
-    endings = [choice.get("finish_reason") for choice in answer.get("choices") or () if isinstance(choice, dict)]
+    choices = answer.get("choices")
+    endings = [c.get("finish_reason") for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
     if isinstance(meta := answer.get("meta_info"), dict) and isinstance(reason := meta.get("finish_reason"), dict):
         endings.append(reason.get("type"))
     return AnswerCutOffError("the engine aborted the generation before it was complete") if "abort" in endings else None
@@ -362,10 +363,10 @@ def _answer(body: bytes, *, is_json: bool) -> Output:
     if "\\ud" in text.lower():
         # An escaped half of a surrogate pair cannot be sent on as UTF-8.
         answer = json.loads(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
-    if isinstance(answer, dict):
-        if answer.get("error"):
-            raise from_payload(answer)
-        if aborted := _aborted(answer):
+    if isinstance(answer, dict) and answer.get("error"):
+        raise from_payload(answer, HTTPStatus.OK)
+    for part in answer if isinstance(answer, list) else [answer]:  # a list answers a batch of prompts
+        if isinstance(part, dict) and (aborted := _aborted(part)):
             raise aborted
     return answer
 

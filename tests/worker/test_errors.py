@@ -177,13 +177,15 @@ async def test_json_that_is_not_whole_is_an_error(platform: Platform, worker: Wo
 @pytest.mark.parametrize(
     ("answer", "code", "message"),
     [
-        ({"error": {"message": "failed", "code": 500}}, 500, "failed"),
+        ({"error": {"message": "failed", "code": 429}}, 429, "failed"),
+        ({"error": {"message": "failed"}}, 500, "failed"),
         ({"choices": [{"finish_reason": "abort"}]}, 502, "the engine aborted the generation before it was complete"),
         ({"meta_info": {"finish_reason": {"type": "abort"}}}, 502, "the engine aborted the generation"),
+        ([{}, {"meta_info": {"finish_reason": {"type": "abort"}}}], 502, "the engine aborted the generation"),
     ],
 )
 async def test_failure_in_the_guise_of_an_answer_is_an_error(
-    platform: Platform, worker: Worker, answer: dict[str, Any], code: int, message: str
+    platform: Platform, worker: Worker, answer: Any, code: int, message: str
 ) -> None:
     error = error_of(await platform.answer({"messages": HELLO, "script": {"answer": answer}}))
     assert error["code"] == code
@@ -192,7 +194,12 @@ async def test_failure_in_the_guise_of_an_answer_is_an_error(
 
 @pytest.mark.parametrize(
     ("kind", "body", "output"),
-    [("text/plain", "", {}), ("text/plain", "words", "words"), ("application/json", "[]", [])],
+    [
+        ("text/plain", "", {}),
+        ("text/plain", "words", "words"),
+        ("application/json", "[]", []),
+        ("application/json", '{"choices": 5}', {"choices": 5}),
+    ],
 )
 async def test_answer_that_is_no_object_is_passed_on(
     platform: Platform, worker: Worker, kind: str, body: str, output: Any
