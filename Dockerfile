@@ -10,7 +10,7 @@ RUN python3 -m pip freeze --exclude-editable >/tmp/base.txt \
         "runpod==1.12.0" "httpx-aiohttp==0.2.0" "python-dotenv==1.2.4" \
     && rm /tmp/base.txt
 
-COPY handler.py engine.py errors.py processes.py serverless.py settings.py streaming.py ./
+COPY *.py ./
 
 # RunPod's cached models and network volumes.
 ENV HF_HOME=/runpod-volume/huggingface-cache \

@@ -31,7 +31,7 @@ _TYPES: dict[int, str] = {
 
 
 class JobError(Exception):
-    """An error as its client will see it.
+    """An error as its client will see it; without a message, a failure of the worker itself.
 
     code: an HTTP status code. kind: OpenAI's name for the kind of error. param: the field at fault, if one is known.
     """
@@ -39,7 +39,12 @@ class JobError(Exception):
     code: int = HTTPStatus.INTERNAL_SERVER_ERROR
 
     def __init__(
-        self, message: str, *, code: int | None = None, kind: str | None = None, param: str | None = None
+        self,
+        message: str = "the worker failed to handle this job",
+        *,
+        code: int | None = None,
+        kind: str | None = None,
+        param: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message

@@ -13,7 +13,7 @@ import re
 import sys
 import time
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -37,14 +37,13 @@ from errors import (
     from_payload,
     from_response,
 )
+from serverless import Job, JobHandler
 from settings import ConfigurationError, Settings
 
 log = logging.getLogger("worker.handler")
 
 Output = str | dict[str, Any] | list[Any]
 """One output of a job: a string of whole SSE events, a parsed JSON answer, or `{"error": "<JSON>"}` as the last."""
-
-Handler = Callable[[dict[str, Any]], AsyncGenerator[Output, None]]
 
 CHAT_PATH = "/v1/chat/completions"
 GENERATE_PATH = "/generate"
@@ -238,7 +237,7 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "null")
 
 
-def create_handler(client: httpx.AsyncClient, *, served_model_name: str, request_timeout_seconds: float) -> Handler:
+def create_handler(client: httpx.AsyncClient, *, served_model_name: str, request_timeout_seconds: float) -> JobHandler:
     """The handler of every job: an async generator function over the one shared client.
 
     It yields the job's outputs in order: strings of whole SSE events while the engine streams, or one parsed JSON
@@ -247,7 +246,7 @@ def create_handler(client: httpx.AsyncClient, *, served_model_name: str, request
     engine's stream on every way out.
     """
 
-    async def handler(job: dict[str, Any]) -> AsyncGenerator[Output, None]:
+    async def handler(job: Job) -> AsyncGenerator[Output, None]:
         began, events_sent = time.monotonic(), False
         try:
             request = build_request(job.get("input"), served_model_name=served_model_name)
@@ -284,13 +283,13 @@ async def _forward(client: httpx.AsyncClient, request: UpstreamRequest) -> Async
     async with client.stream(request.method, request.path, content=request.body, headers=headers) as response:
         if response.status_code >= HTTPStatus.MULTIPLE_CHOICES:
             raise from_response(response.status_code, await response.aread())
-        if response.headers.get("Content-Type", "").startswith("text/event-stream"):
+        content_type = response.headers.get("Content-Type", "")
+        if content_type.startswith("text/event-stream"):
             async with aclosing(_events(response.aiter_raw())) as outputs:
                 async for output in outputs:
                     yield output
         else:
-            is_json = response.headers.get("Content-Type", "").startswith("application/json")
-            yield _answer(await response.aread(), is_json=is_json)
+            yield _answer(await response.aread(), is_json=content_type.startswith("application/json"))
 
 
 async def _events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
@@ -397,7 +396,7 @@ def _as_job_error(exception: Exception, request_timeout_seconds: float) -> JobEr
             # The exception's own text may quote the job's content; its type and place do not.
             place = "".join(traceback.format_tb(exception.__traceback__))
             log.error("unexpected %s in the handler:\n%s", type(exception).__name__, place)
-            return JobError("the worker failed to handle this job")
+            return JobError()
 
 
 def _since(began: float) -> float:
@@ -452,7 +451,7 @@ def main() -> int:
     except ConfigurationError as error:
         for problem in error.problems:
             log.error("%s", problem)
-        return 2
+        return serverless.EXIT_USAGE
     os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK takes DEBUG and prints every output
     return serverless.run(lambda: serve(config, settings), settings, arguments)
 

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,15 +43,15 @@ EMPTY_POLL_PAUSE_SECONDS = 0.2
 LAST_POLL_SECONDS = 1.5
 
 Job = dict[str, Any]
-JobHandler = Callable[[Job], Any]
+JobHandler = Callable[[Job], AsyncGenerator[Any, None]]
+"""An async generator function of a job. It yields outputs; `{"error": text}` is the last one of a failed job."""
 
 
 @dataclass(frozen=True)
 class Service:
     """What takes jobs while a lifespan lasts.
 
-    handler: an async generator function of a job, `{"id": …, "input": …}`. It yields outputs; `{"error": text}` is the
-    last one of a failed job.
+    handler: answers each job, `{"id": …, "input": …}`.
     wait_for_failure: returns the reason once the service breaks for good.
     """
 
@@ -336,7 +336,7 @@ class JobLoop:
             result = {"error": self._abandoned.as_json()}
         except Exception as exception:
             log.error("job %s: the handler raised %s", job["id"], type(exception).__name__)
-            result = {"error": JobError("the worker failed to handle this job").as_json()}
+            result = {"error": JobError().as_json()}
         await send_result(self._session, result, job, is_stream=True)
 
     async def _watch_stop_signals(self) -> None:

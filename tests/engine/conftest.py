@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from embedded import cache
-from embedded.environment import FOLDER, MODEL_FOLDER, engine_environment
+from embedded.environment import MODEL_FOLDER, engine_environment
 from tests.worker.harness import Platform, Worker, is_alive, running_platform, running_worker
 
 
@@ -20,9 +20,7 @@ async def platform() -> AsyncIterator[Platform]:
 @pytest.fixture(scope="package")
 async def worker(platform: Platform) -> AsyncIterator[Worker]:
     assert cache.is_made(MODEL_FOLDER), "the tiny GLM is missing; `python -m embedded` makes it"
-    environment = engine_environment({})
-    del environment["PYTHONPATH"]
-    async with running_worker(platform, environment, engine_path=FOLDER / "stand_in", start_seconds=180) as worker:
+    async with running_worker(platform, engine_environment({}), start_seconds=180) as worker:
         yield worker
         pids = worker.engine_pids()
         assert len(pids) >= 3, "SGLang is a server, a scheduler and a detokenizer"

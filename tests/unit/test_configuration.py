@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
 
 import pytest
 
 from engine import DEFAULTS, OPTIONS, EngineConfig, describe_exit
 from settings import ConfigurationError, Settings
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def options_of(environ: dict[str, str]) -> dict[str, list[str]]:
@@ -38,6 +42,17 @@ def test_defaults_serve_glm_flash_with_its_parsers_and_eagle() -> None:
         "--host": ["127.0.0.1"],
         "--port": ["30000"],
     }
+
+
+def test_image_has_the_same_defaults_and_the_locked_packages() -> None:
+    dockerfile = (REPOSITORY / "Dockerfile").read_text()
+    environment = dict(re.findall(r"^(?:ENV|   ) (\w+)=(\S+)", dockerfile, re.MULTILINE))
+    assert environment.pop("HF_HOME") == "/runpod-volume/huggingface-cache"
+    assert environment == DEFAULTS
+    lock = (REPOSITORY / "embedded" / "requirements.txt").read_text().splitlines()
+    pinned = re.findall(r'"([\w-]+==[\w.]+)"', dockerfile)
+    assert len(pinned) == 3
+    assert set(pinned) <= set(lock)
 
 
 def test_command_is_sglang_under_this_python() -> None:

@@ -94,8 +94,8 @@ class Worker:
 
     def engine_pids(self) -> list[int]:
         """The engine's process, and those of its group."""
-        groups = [pid for pid in self.children() if (pid, pid) in _process_groups()]
-        return [pid for pid, group in _process_groups() if group in groups]
+        processes, children = _process_groups(), self.children()
+        return [pid for pid, group in processes if group in children]
 
     def children(self) -> list[int]:
         """The processes that the worker's main thread started."""
@@ -136,7 +136,6 @@ async def start_worker(
     *,
     arguments: tuple[str, ...] = (),
     engine: Mapping[str, Any] | None = None,
-    engine_path: Path = SCRIPTED_ENGINE,
     folder: Path | None = None,
     stdout: int | None = None,
 ) -> Worker:
@@ -145,7 +144,7 @@ async def start_worker(
     scratch = Path(tempfile.mkdtemp(dir=_SCRATCH.name))
     log_path = scratch / "log"
     variables = clean_environment() | {
-        "PYTHONPATH": str(engine_path),
+        "PYTHONPATH": str(SCRIPTED_ENGINE),
         "PORT": str(port),
         "SCRIPTED_ENGINE": json.dumps(engine or {}),
         # The checks are the SDK's own and look at the machine (GPU, network), which is not what these tests are about.

@@ -59,8 +59,9 @@ async def test_slow_platform_holds_the_engine_back_and_memory_flat(platform: Pla
     running = (await worker.engine_requests())[-1]
     assert running["end"] == "running", "the engine could write 100 MB to a client that took 1.5 MB"
     assert _memory_bytes(worker.process.pid) - before < 40e6
+    aborted = await _aborted(worker)
     platform.queue.cancel(job)
-    await _until_aborted(worker)
+    await _until_aborted(worker, aborted + 1)
 
 
 @pytest.mark.parametrize("route", ["job-stream", "job-done"])
@@ -85,9 +86,9 @@ async def test_cancelled_job_aborts_upstream_within_a_second(platform: Platform,
     job = platform.queue.submit({"messages": HELLO, "stream": stream, "script": script})
     other = platform.queue.submit({"messages": HELLO, "stream": True, "script": {"events": 30, "pause": 0.1}})
     await other.streamed(2, 10)
-    began = time.monotonic()
+    aborted, began = await _aborted(worker), time.monotonic()
     platform.queue.cancel(job)
-    await _until_aborted(worker)
+    await _until_aborted(worker, aborted + 1)
     assert time.monotonic() - began < 1.0
     await other.finished(10)
     assert other.state is JobState.COMPLETED
@@ -99,15 +100,20 @@ async def test_cancelled_job_aborts_upstream_while_an_output_is_on_its_way(platf
     await job.streamed(1, 10)
     platform.faults.latency_seconds = 3.0
     await asyncio.sleep(0.3)  # now an output is being posted, and the handler waits at its yield
-    began = time.monotonic()
+    aborted, began = await _aborted(worker), time.monotonic()
     platform.queue.cancel(job)
-    await _until_aborted(worker)
+    await _until_aborted(worker, aborted + 1)
     assert time.monotonic() - began < 1.0
 
 
-async def _until_aborted(worker: Worker) -> None:
+async def _aborted(worker: Worker) -> int:
+    """How many requests the engine has seen aborted so far."""
+    return [request["end"] for request in await worker.engine_requests()].count("aborted")
+
+
+async def _until_aborted(worker: Worker, count: int) -> None:
     async with asyncio.timeout(10):
-        while "aborted" not in [request["end"] for request in (await worker.engine_requests())[-2:]]:
+        while await _aborted(worker) < count:
             await asyncio.sleep(0.02)
 
 
