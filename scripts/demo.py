@@ -13,6 +13,7 @@ from typing import Any
 
 from embedded.conversations import conversation
 
+COMMAND = ".venv/bin/python -m embedded .venv/bin/python handler.py"
 LOG = Path(".cache/demo.log")
 BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "", "")
 
@@ -37,7 +38,7 @@ def show(number: int, title: str, job: dict[str, Any]) -> bool:
     """Run one job in local mode; print what was asked and what was answered. Returns whether it was."""
     text = json.dumps(job)
     print(f"\n{BOLD}{number}. {title}{PLAIN}")
-    print(f"{DIM}$ python handler.py --test_input {shlex.quote(text)}{PLAIN}", flush=True)
+    print(f"{DIM}$ {COMMAND} --test_input {shlex.quote(text)}{PLAIN}", flush=True)
     began = time.monotonic()
     with LOG.open("w") as log:
         run = subprocess.run(
