@@ -1,33 +1,20 @@
-"""The engine room: SGLang's command line from the environment, and the life of the process that it starts.
+"""The engine room's plan: SGLang's command line from the environment.
 
-`EngineConfig` is pure: a mapping of variables in, a command line out, every problem reported at once. `Engine` owns the
-process: start, wait until warm, notice its death, stop.
+Pure: a mapping of variables in, a command line out, every problem reported at once. The process that runs it is in
+engine_process.py, its restarts in supervisor.py.
 """
 
 from __future__ import annotations
 
-import asyncio
-import importlib.util
 import json
 import logging
-import os
 import re
 import shlex
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from types import TracebackType
-from typing import Self
 
-import httpx
-
-from processes import die_with_parent, kill_group
 from settings import ConfigurationError
 
 log = logging.getLogger("worker.engine")
@@ -79,6 +66,7 @@ OPTIONS: dict[str, Option] = {
     "HOST": Option("--host"),
     "PORT": Option("--port", Kind.INTEGER),
     "API_KEY": Option("--api-key", secret=True),
+    "ADMIN_API_KEY": Option("--admin-api-key", secret=True),
     "LOG_LEVEL": Option("--log-level"),
     "LOG_LEVEL_HTTP": Option("--log-level-http"),
     "LOG_REQUESTS": Option("--log-requests", Kind.FLAG),
@@ -150,13 +138,6 @@ REMOVED: dict[str, str] = {"ENABLE_FLASHINFER_MLA": "use ATTENTION_BACKEND=flash
 
 _SIZE = re.compile(r"-?\d+|\d+(\.\d+)?[kMGT]|\d+[KMGT]i")  # SGLang's human_readable_int
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
-
-# SGLang 0.5.23 looks only every 5 s whether it has been told to stop, and drains without limit: what must be finished
-# is finished before it is told, so that this deadline may be short.
-STOP_TIMEOUT_SECONDS = 2.5
-POLL_SECONDS = 0.1
-PROBE_TIMEOUT_SECONDS = 1.0  # the answer costs the engine nothing; one that needs longer for it is not ready
-WAIT_LOG_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -277,151 +258,3 @@ def _arguments(option: Option, value: str) -> list[str]:
 
 def _shown(name: str, value: str) -> str:
     return "***" if OPTIONS[name].secret else repr(value)
-
-
-class EngineError(Exception):
-    """The engine did not start, or died. The message says why, as far as that can be known from outside."""
-
-
-class Engine:
-    """The SGLang process. Use it as an async context manager: entering starts it, leaving ends it and all its children.
-
-    The process leads a session and process group of its own, so that its children can be ended with it; on Linux it
-    also dies with this process, however that ends.
-    """
-
-    def __init__(self, config: EngineConfig) -> None:
-        self.config = config
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def __aenter__(self) -> Self:
-        await self.start()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.stop()
-
-    async def start(self) -> None:
-        """Start the process; returns at once. Its output goes to this process's standard error.
-
-        Raises EngineError where SGLang is not installed, or something else listens on its port: SGLang would find out
-        only after minutes, and until then the other server would pass for it.
-        """
-        if importlib.util.find_spec("sglang") is None:
-            raise EngineError("SGLang is not installed for this Python; use the image, or scripts/install for a CPU")
-        if _is_listening(self.config):
-            raise EngineError(f"port {self.config.port} is in use by another process; set PORT to a free one")
-        log.info("starting the engine: %s", self.config.shown_command())
-        self._process = await asyncio.create_subprocess_exec(
-            *self.config.command(),
-            stdin=subprocess.DEVNULL,
-            stdout=sys.stderr.fileno(),
-            env=_child_environ(os.environ),
-            start_new_session=True,
-            preexec_fn=die_with_parent,
-        )
-
-    async def wait_until_ready(self, timeout_seconds: float) -> None:
-        """Return as soon as the engine is warm.
-
-        Raises EngineError when it exits first, or is not ready in time.
-        """
-        began = time.monotonic()
-        exited = asyncio.create_task(self._running.wait())
-        probing = asyncio.create_task(self._probe_until_warm(began))
-        try:
-            await asyncio.wait({exited, probing}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
-            if exited.done():
-                raise EngineError(f"while starting, the engine {describe_exit(exited.result())}; see its output above")
-            if not probing.done():
-                raise EngineError(
-                    f"the engine was not ready after {timeout_seconds:g} s (STARTUP_TIMEOUT_SECONDS); "
-                    "a first start downloads the model, which may need longer"
-                )
-            probing.result()
-        finally:
-            for task in (exited, probing):
-                task.cancel()
-            await asyncio.gather(exited, probing, return_exceptions=True)
-        log.info("the engine is ready after %.1f s", time.monotonic() - began)
-
-    async def wait_for_failure(self) -> str:
-        """Return a sentence that says how the engine ended, once it does without being told to."""
-        code = await self._running.wait()
-        return f"the engine {describe_exit(code)}"
-
-    async def stop(self) -> None:
-        """End the process and everything that it started: SIGTERM, a deadline, SIGKILL to the group."""
-        if self._process is None:
-            return
-        process, self._process = self._process, None
-        try:
-            if process.returncode is None:
-                log.info("stopping the engine")
-                with suppress(ProcessLookupError):
-                    process.terminate()  # it alone: a scheduler that goes first looks like a crash to SGLang
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(process.wait(), STOP_TIMEOUT_SECONDS)
-        finally:  # also when this is cancelled: the children must not outlive us
-            kill_group(process.pid)
-        await process.wait()
-
-    @property
-    def _running(self) -> asyncio.subprocess.Process:
-        if self._process is None:
-            raise RuntimeError("the engine has not been started")
-        return self._process
-
-    async def _probe_until_warm(self, began: float) -> None:
-        """Poll `/health`, which answers 200 once SGLang's own warm-up request is through."""
-        said = began
-        async with httpx.AsyncClient(
-            base_url=self.config.base_url, timeout=PROBE_TIMEOUT_SECONDS, trust_env=False
-        ) as client:
-            while True:
-                try:
-                    response = await client.get("/health")
-                    if response.status_code == 200:
-                        return
-                    seen = f"it answers {response.status_code}, so it is still warming up"
-                except httpx.TimeoutException:
-                    seen = "it does not answer yet"
-                except httpx.TransportError:
-                    seen = "it does not listen yet, so it is loading or downloading the model"
-                if time.monotonic() - said >= WAIT_LOG_SECONDS:
-                    said = time.monotonic()
-                    log.info("waiting for the engine, %.0f s so far: %s", said - began, seen)
-                await asyncio.sleep(POLL_SECONDS)
-
-
-def describe_exit(code: int) -> str:
-    """`exited with code 2 (…)` or `was killed by SIGKILL (…)`, with what usually causes it."""
-    if code < 0:
-        name = next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
-        return f"was killed by {name}" + _hint(_CAUSES.get(128 - code))
-    return f"exited with code {code}" + _hint(_CAUSES.get(code))
-
-
-_CAUSES = {
-    1: "an error at start, such as a model that is not found or too little GPU memory",
-    2: "an option that SGLang does not accept",
-    137: "killed from outside, usually out of memory",
-}
-
-
-def _hint(cause: str | None) -> str:
-    return f" (usual cause: {cause})" if cause else ""
-
-
-def _child_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: ours, with a `/health` that does not generate tokens but still means warm."""
-    return {**environ, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
-
-
-def _is_listening(config: EngineConfig) -> bool:
-    url = httpx.URL(config.base_url)
-    with suppress(OSError), socket.create_connection((url.host, config.port), timeout=1.0):
-        return True
-    return False

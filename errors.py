@@ -2,6 +2,7 @@
 
 JobError                  an error with a message, a type, a parameter and a status code
 ├── InvalidInputError     400: the job's input is not an accepted request
+├── RequestTooLargeError  413: its body exceeds the limit
 ├── RouteNotAllowedError  403: the route is not one that clients may use
 ├── UpstreamError         the engine answered with an error; its status code and message are kept
 ├── EngineUnavailableError 503: the engine could not be reached
@@ -67,6 +68,12 @@ class InvalidInputError(JobError):
     code = HTTPStatus.BAD_REQUEST
 
 
+class RequestTooLargeError(JobError):
+    """The request's body exceeds the limit."""
+
+    code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+
+
 class RouteNotAllowedError(JobError):
     """The route is not one that clients may use."""
 
@@ -78,7 +85,7 @@ class UpstreamError(JobError):
 
 
 class EngineUnavailableError(JobError):
-    """The engine could not be reached."""
+    """The engine could not be reached, or is down for good."""
 
     code = HTTPStatus.SERVICE_UNAVAILABLE
 

@@ -1,8 +1,8 @@
-"""The loading dock: which mode the program runs in, and the job loop between the platform and the handler.
+"""The loading dock: which mode the program runs in, and how it ends.
 
 Two modes so far: worker (jobs from the platform, through RunPod's SDK) and local (one job from the command line or from
-`test_input.json`). This is the only file that imports `runpod`, and it does so late: importing reads most `RUNPOD_*`
-variables for good, and costs almost two seconds that local mode need not spend.
+`test_input.json`). The SDK is imported late: that reads most `RUNPOD_*` variables for good, and costs almost two
+seconds that local mode need not spend.
 """
 
 from __future__ import annotations
@@ -11,40 +11,31 @@ import argparse
 import asyncio
 import json
 import logging
-import multiprocessing
 import os
 import signal
 import sys
-import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import EngineError
-from errors import EngineUnavailableError, JobError
-from processes import die_with_parent
+from engine_process import EngineError
+from errors import EngineUnavailableError
+from job_loop import Job, JobHandler, JobLoop, error_of
+from masking import Mask, MaskingFormatter
 from settings import Settings
 
 log = logging.getLogger("worker.serverless")
 
+# 0: told to stop, or a job answered. 1: the engine, the machine or a job failed. 2: wrong settings or command line.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 TEST_INPUT_FILE = "test_input.json"
 
-# How the SDK polls (runpod 1.12.0, rp_scale.py): a long poll is given up after 90 s, "too many requests" costs 5 s.
-LONG_POLL_SECONDS = 90.0
-TOO_MANY_REQUESTS_PAUSE_SECONDS = 5.0
-ERROR_PAUSE_SECONDS = 1.0
-# A platform without long polls (Waverless) answers "nothing" at once; such a poll is repeated after a pause.
-EMPTY_POLL_PAUSE_SECONDS = 0.2
-# When the worker is told to stop, a poll in flight may still bring jobs: it is waited for this long.
-LAST_POLL_SECONDS = 1.5
-
-Job = dict[str, Any]
-JobHandler = Callable[[Job], AsyncGenerator[Any, None]]
-"""An async generator function of a job. It yields outputs; `{"error": text}` is the last one of a failed job."""
+# A worker whose engine is given up must be gone within 10 s. Jobs in flight fail by themselves; what has not by then is
+# reported by the loop.
+FAILURE_TIMEOUT_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -52,10 +43,12 @@ class Service:
     """What takes jobs while a lifespan lasts.
 
     handler: answers each job, `{"id": …, "input": …}`.
+    wait_until_ready: returns while jobs should be taken; raises JobError when they never will be again.
     wait_for_failure: returns the reason once the service breaks for good.
     """
 
     handler: JobHandler
+    wait_until_ready: Callable[[], Coroutine[Any, Any, None]]
     wait_for_failure: Callable[[], Coroutine[Any, Any, str]]
 
 
@@ -105,14 +98,14 @@ def _test_job(parser: argparse.ArgumentParser, source: str, text: str) -> Job:
     return {"id": "local_test", **job}
 
 
-def configure_logging() -> None:
-    """Log to standard error.
+def configure_logging(mask: Mask) -> None:
+    """Log to standard error, secrets masked.
 
     The HTTP libraries stay at WARNING: below it they log every request and its headers.
     """
-    logging.basicConfig(
-        stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s", level=logging.INFO, force=True
-    )
+    to_standard_error = logging.StreamHandler(sys.stderr)
+    to_standard_error.setFormatter(MaskingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", mask))
+    logging.basicConfig(handlers=[to_standard_error], level=logging.INFO, force=True)
     for library in ("httpx", "httpcore"):
         logging.getLogger(library).setLevel(logging.WARNING)
 
@@ -152,79 +145,38 @@ async def _run_local(lifespan: Lifespan, job: Job) -> int:
     return EXIT_FAILED if error else EXIT_OK
 
 
-def error_of(output: Any) -> str | None:
-    """The error text where an output is a handler's report of failure, else None."""
-    if isinstance(output, dict) and output.get("error"):
-        return str(output["error"])
-    return None
-
-
 def _run_worker(lifespan: Lifespan, settings: Settings) -> int:
-    from runpod.serverless.modules.worker_state import WORKER_ID, JobsProgress, PingJobMirror
-    from runpod.version import __version__ as sdk_version
+    import runpod_sdk
 
-    log.info("worker %s starts, with RunPod's SDK %s", WORKER_ID, sdk_version)
-    if (code := _check_fitness()) != 0:
+    log.info("worker %s starts, with RunPod's SDK %s", runpod_sdk.WORKER_ID, runpod_sdk.VERSION)
+    if not runpod_sdk.is_machine_fit():
         log.error("a fitness check of this machine failed; see above")
-        return code
+        return EXIT_FAILED
     # The heartbeat runs before the engine does: loading a model takes minutes, and the platform should see us alive.
-    mirror = PingJobMirror()
-    JobsProgress().set_mirror(mirror)
-    if os.environ.get("RUNPOD_WEBHOOK_PING"):
-        # The SDK's own start_ping would let the heart of a killed worker beat on.
-        multiprocessing.Process(target=_beat, args=(mirror,), name="heartbeat", daemon=True).start()
+    runpod_sdk.start_heartbeat()
     return asyncio.run(_work(lifespan, settings))
 
 
-def _beat(mirror: Any) -> None:
-    from runpod.serverless.modules.rp_ping import Heartbeat
-
-    die_with_parent()
-    Heartbeat.process_loop(mirror)
-
-
-def _check_fitness() -> int:
-    """Run the SDK's checks of memory, disk, network and GPU; returns an exit code, 0 for a fit machine.
-
-    They run before the engine takes the GPU, since they want to find it free, and in a process of their own, since
-    they load torch and open the GPU, and end the process that they run in.
-    """
-    process = multiprocessing.Process(target=_run_fitness_checks, name="fitness-checks")
-    process.start()
-    process.join()
-    return EXIT_OK if process.exitcode == 0 else EXIT_FAILED
-
-
-def _run_fitness_checks() -> None:
-    from runpod.serverless.modules.rp_fitness import run_fitness_checks
-
-    asyncio.run(run_fitness_checks())
-
-
 async def _work(lifespan: Lifespan, settings: Settings) -> int:
-    from runpod.http_client import AsyncClientSession
+    from runpod_sdk import RunPodPlatform
 
     with _stop_on_signals() as stop:
         try:
-            async with lifespan() as service, AsyncClientSession() as session:
+            async with lifespan() as service, RunPodPlatform.connect() as platform:
                 stop.gracefully = True
-                jobs = JobLoop(service.handler, session, capacity=settings.max_concurrency)
-                failure = asyncio.create_task(service.wait_for_failure())
-                told = asyncio.create_task(stop.requested.wait())
-                taking = jobs.start()
-                log.info("taking jobs, up to %d at once", settings.max_concurrency)
-                await asyncio.wait({failure, told, taking}, return_when=asyncio.FIRST_COMPLETED)
-                if told.done():
-                    log.info("told to stop: finishing %d jobs", jobs.in_flight)
-                    await jobs.stop(timeout_seconds=settings.shutdown_timeout_seconds)
-                    return EXIT_OK
-                # Jobs in flight lose their connection to the engine at once, and are reported failed.
-                reason = failure.result() if failure.done() else "the job loop broke"
-                log.error("%s; this worker ends, so that the platform replaces it", reason)
-                await jobs.stop(timeout_seconds=LAST_POLL_SECONDS)
-                return EXIT_FAILED
-        except EngineError as exception:
-            log.error("%s", exception)
+                return await _take_jobs(
+                    service,
+                    JobLoop(
+                        platform,
+                        service.handler,
+                        capacity=settings.max_concurrency,
+                        wait_until_ready=service.wait_until_ready,
+                    ),
+                    settings,
+                    stop,
+                )
+        except EngineError as error:
+            log.error("%s", error)
             return EXIT_FAILED
         except asyncio.CancelledError:
             if not stop.requested.is_set():
@@ -232,176 +184,38 @@ async def _work(lifespan: Lifespan, settings: Settings) -> int:
             return EXIT_OK
 
 
-class JobLoop:
-    """Takes jobs while slots are free, runs each in a task of its own, and posts what the handler yields.
-
-    Built on the SDK's own take, stop and post functions and its set of jobs in progress; only the scheduling between
-    them is ours (the SDK's starts jobs on a 100 ms poll, sleeps a second when all slots are taken, and may drop a job
-    that arrives while it stops).
-    """
-
-    def __init__(self, handler: JobHandler, session: Any, *, capacity: int) -> None:
-        from runpod.serverless.modules.worker_state import JobsProgress
-
-        self._handler = handler
-        self._session = session  # the SDK's aiohttp session, with its credentials
-        self._capacity = capacity
-        self._progress = JobsProgress()
-        self._jobs: dict[str, asyncio.Task[None]] = {}
-        self._slot_free = asyncio.Event()
-        self._stopping = asyncio.Event()
-        self._abandoned: JobError | None = None
-        self._taking: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
-
-    @property
-    def in_flight(self) -> int:
-        """The number of jobs taken and not yet answered."""
-        return len(self._jobs)
-
-    def start(self) -> asyncio.Task[None]:
-        """Begin to take jobs, and to listen for the platform's stop signals. The task returned ends with the taking."""
-        self._taking = asyncio.create_task(self._take_jobs())
-        self._watching = asyncio.create_task(self._watch_stop_signals())
-        return self._taking
-
-    async def stop(self, timeout_seconds: float) -> None:
-        """Take no more jobs; let those in flight finish, and report as failed what has not by then."""
-        self._stopping.set()
-        self._slot_free.set()
-        if self._taking is not None:
-            await asyncio.wait({self._taking}, timeout=LAST_POLL_SECONDS)
-            self._taking.cancel()
-        if self._jobs:
-            await asyncio.wait(self._jobs.values(), timeout=timeout_seconds)
-        self._abandoned = EngineUnavailableError("the worker stopped before this job was finished")
-        for task in self._jobs.values():
-            task.cancel()
-        if self._jobs:
-            await asyncio.wait(self._jobs.values(), timeout=LAST_POLL_SECONDS)
-        if self._watching is not None:
-            self._watching.cancel()
-
-    async def _take_jobs(self) -> None:
-        from runpod.serverless.modules.rp_job import get_job
-
-        while not self._stopping.is_set():
-            free = self._capacity - len(self._jobs)
-            if free <= 0:
-                self._slot_free.clear()
-                await self._slot_free.wait()
-                continue
-            poll = _Poll("take jobs")
-            with poll:
-                for job in await asyncio.wait_for(get_job(self._session, free), LONG_POLL_SECONDS) or ():
-                    poll.found = True
-                    self._take(job)
-            await self._pause(poll.pause_seconds)
-
-    def _take(self, job: Any) -> None:
-        job_id = job.get("id") if isinstance(job, dict) else None
-        if not isinstance(job_id, str) or not job_id:
-            log.error("the platform sent a job without an id; there is nobody to answer")
-            return
-        if job_id in self._jobs:
-            log.warning("job %s: sent again while it is being answered", job_id)
-            return
-        self._progress.add(job_id)
-        task = asyncio.create_task(self._run(job))
-        self._jobs[job_id] = task
-        task.add_done_callback(lambda _: self._finished(job_id))
-
-    def _finished(self, job_id: str) -> None:
-        del self._jobs[job_id]
-        self._progress.remove(job_id)
-        self._slot_free.set()
-
-    async def _run(self, job: Job) -> None:
-        from runpod.serverless.modules.rp_http import send_result, stream_result
-
-        outputs: list[Any] = []
-        result: dict[str, Any] = {"output": outputs}
-        try:
-            async with aclosing(self._handler(job)) as answer:
-                async for output in answer:
-                    if (error := error_of(output)) is not None:
-                        result = {"error": error}
-                        break
-                    outputs.append(output)
-                    await stream_result(self._session, {"output": output}, job)
-        except asyncio.CancelledError:
-            if self._abandoned is None:
-                log.info("job %s: stopped by the platform", job["id"])
-                raise
-            result = {"error": self._abandoned.as_json()}
-        except Exception as exception:
-            log.error("job %s: the handler raised %s", job["id"], type(exception).__name__)
-            result = {"error": JobError().as_json()}
-        await send_result(self._session, result, job, is_stream=True)
-
-    async def _watch_stop_signals(self) -> None:
-        from runpod.serverless.modules.rp_job import _job_stop_url, get_stop_signals
-
-        if _job_stop_url() is None:
-            log.warning("this platform has no stop channel: cancelled jobs run to their end")
-            return
-        while True:
-            poll = _Poll("listen for stop signals")
-            with poll:
-                for job_id in await asyncio.wait_for(get_stop_signals(self._session), LONG_POLL_SECONDS):
-                    poll.found = True
-                    if task := self._jobs.get(job_id):
-                        task.cancel()
-            await asyncio.sleep(poll.pause_seconds)
-
-    async def _pause(self, seconds: float) -> None:
-        """Sleep, or less when the loop is told to stop."""
-        if seconds:
-            try:
-                await asyncio.wait_for(self._stopping.wait(), seconds)
-            except TimeoutError:
-                return
-
-
-@dataclass
-class _Poll:
-    """One poll of the platform: swallows what may go wrong in it, and knows how long to wait before the next."""
-
-    what: str
-    found: bool = False
-    pause_seconds: float = 0.0
-    _began: float = field(default_factory=time.monotonic)
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> bool:
-        from runpod.http_client import TooManyRequests
-
-        if error is None:
-            answered_at_once = time.monotonic() - self._began < ERROR_PAUSE_SECONDS
-            self.pause_seconds = EMPTY_POLL_PAUSE_SECONDS if answered_at_once and not self.found else 0.0
-        elif isinstance(error, TooManyRequests):
-            self.pause_seconds = TOO_MANY_REQUESTS_PAUSE_SECONDS
-        elif isinstance(error, Exception) and not isinstance(error, TimeoutError):
-            status = getattr(error, "status", "no answer")  # of the platform's response, where there was one
-            log.warning("could not %s: %s (%s)", self.what, type(error).__name__, status)
-            self.pause_seconds = ERROR_PAUSE_SECONDS
-        return isinstance(error, Exception)
+async def _take_jobs(service: Service, jobs: JobLoop, settings: Settings, stop: _Stop) -> int:
+    """Take jobs until told to stop, or until the service breaks. Returns the exit code."""
+    failure = asyncio.create_task(service.wait_for_failure())
+    told = asyncio.create_task(stop.requested.wait())
+    taking = jobs.start()
+    log.info("taking jobs, up to %d at once", settings.max_concurrency)
+    await asyncio.wait({failure, told, taking}, return_when=asyncio.FIRST_COMPLETED)
+    if told.done():
+        failure.cancel()
+        log.info("told to stop: finishing %d jobs", jobs.in_flight)
+        await jobs.stop(timeout_seconds=settings.shutdown_timeout_seconds, hurry=stop.hurried)
+        return EXIT_OK
+    reason = failure.result() if failure.done() else "the job loop broke"
+    log.error("%s; this worker ends, so that the platform replaces it", reason)
+    await jobs.stop(timeout_seconds=FAILURE_TIMEOUT_SECONDS, reason=reason)
+    return EXIT_FAILED
 
 
 class _Stop:
-    """A request to stop. Before `gracefully` is set, and at the second request, the running task is cancelled."""
+    """A request to stop. Before `gracefully` is set it cancels the running task; a second one asks to hurry."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
+        self.hurried = asyncio.Event()
         self.gracefully = False
         self._task = asyncio.current_task()
 
     def request(self) -> None:
-        at_once = self.requested.is_set() or not self.gracefully
+        if self.requested.is_set():
+            self.hurried.set()
         self.requested.set()
-        if at_once and self._task is not None:
+        if not self.gracefully and self._task is not None:
             self._task.cancel()
 
 

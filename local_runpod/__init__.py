@@ -13,7 +13,7 @@ Workers take jobs, post outputs and ping (`/job-take`, `/job-stream`, `/job-done
 
 from local_runpod.app import create_app
 from local_runpod.faults import Faults
-from local_runpod.jobs import Job, JobQueue, JobState
+from local_runpod.jobs import Job, JobQueue, JobState, RawJson
 from local_runpod.worker_environment import worker_environment
 
-__all__ = ["Faults", "Job", "JobQueue", "JobState", "create_app", "worker_environment"]
+__all__ = ["Faults", "Job", "JobQueue", "JobState", "RawJson", "create_app", "worker_environment"]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Body, Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from starlette.requests import ClientDisconnect
 
 from local_runpod.faults import Faults
-from local_runpod.jobs import Job, JobQueue, JobState
+from local_runpod.jobs import Job, JobQueue, JobState, RawJson
 
 LONG_POLL_SECONDS = 10.0
 RUNSYNC_SECONDS = 90.0  # how long RunPod holds a /runsync before it answers with the state so far
@@ -57,7 +57,7 @@ def _worker_side(queue: JobQueue, faults: Faults, long_poll_seconds: float) -> A
     @router.get("/job-take-batch/{worker_id}", response_model=None)
     async def job_take_batch(request: Request, worker_id: str, batch_size: int = 1) -> Response:
         jobs = await take(request, worker_id, batch_size)
-        return _json([_for_worker(job) for job in jobs]) if jobs else Response(status_code=204)
+        return _json(f"[{', '.join(map(_for_worker, jobs))}]") if jobs else Response(status_code=204)
 
     @router.post("/job-stream/{worker_id}/{job_id}")
     async def job_stream(request: Request, job_id: str) -> dict[str, Any]:
@@ -90,12 +90,12 @@ def _client_side(queue: JobQueue) -> APIRouter:
     router = APIRouter(tags=["client"])
 
     @router.post("/run")
-    async def run(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
-        return _submitted(queue, request, body, RUN_LIMIT_BYTES).report()
+    async def run(request: Request) -> dict[str, Any]:
+        return (await _submitted(queue, request, RUN_LIMIT_BYTES)).report()
 
     @router.post("/runsync")
-    async def runsync(request: Request, body: Annotated[dict[str, Any], Body()]) -> dict[str, Any]:
-        job = _submitted(queue, request, body, RUNSYNC_LIMIT_BYTES)
+    async def runsync(request: Request) -> dict[str, Any]:
+        job = await _submitted(queue, request, RUNSYNC_LIMIT_BYTES)
         with suppress(TimeoutError):  # the client gets the state so far, and asks /status for the rest
             await job.finished(RUNSYNC_SECONDS)
         return job.report()
@@ -134,10 +134,14 @@ def _client_side(queue: JobQueue) -> APIRouter:
     return router
 
 
-def _submitted(queue: JobQueue, request: Request, body: dict[str, Any], limit_bytes: int) -> Job:
+async def _submitted(queue: JobQueue, request: Request, limit_bytes: int) -> Job:
     if int(request.headers.get("content-length", 0)) > limit_bytes:
         raise HTTPException(413, f"the request is larger than {limit_bytes} bytes")
-    if "input" not in body:
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "the request is not valid JSON, or nested too deeply") from None
+    if not isinstance(body, dict) or "input" not in body:
         raise HTTPException(400, "the request must be an object with an 'input'")
     return queue.submit(body["input"])
 
@@ -149,13 +153,14 @@ def _job(queue: JobQueue, job_id: str) -> Job:
     return job
 
 
-def _json(content: Any) -> Response:
-    """A JSON answer in ASCII: a client's input may hold half a surrogate pair, which UTF-8 cannot."""
-    return Response(json.dumps(content), media_type="application/json")
+def _json(text: str) -> Response:
+    return Response(text, media_type="application/json")
 
 
-def _for_worker(job: Job) -> dict[str, Any]:
-    return {"id": job.id, "input": job.input}
+def _for_worker(job: Job) -> str:
+    """A job as JSON text, in ASCII: a client's input may hold half a surrogate pair, which UTF-8 cannot."""
+    job_input = job.input if isinstance(job.input, RawJson) else json.dumps(job.input)
+    return f'{{"id": {json.dumps(job.id)}, "input": {job_input}}}'
 
 
 async def _result(request: Request, limit_bytes: int) -> dict[str, Any]:

@@ -28,6 +28,12 @@ class JobState(StrEnum):
         return self in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
 
+class RawJson(str):
+    """An input as JSON text, handed to the worker as it is: also what no Python value could hold."""
+
+    __slots__ = ()
+
+
 @dataclass
 class Job:
     """One job: what a client asked, and what a worker has said to it so far. Times are `time.monotonic()` seconds."""

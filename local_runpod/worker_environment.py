@@ -12,7 +12,7 @@ def worker_environment(base_url: str, *, endpoint_id: str = "local", worker_id: 
     return {
         "RUNPOD_ENDPOINT_ID": endpoint_id,
         "RUNPOD_POD_ID": worker_id,
-        "RUNPOD_AI_API_KEY": "local",
+        "RUNPOD_AI_API_KEY": "local-runpod-key",
         "RUNPOD_PING_INTERVAL": "10000",
         "RUNPOD_WEBHOOK_GET_JOB": f"{base}/job-take/$ID?gpu=local",
         "RUNPOD_WEBHOOK_POST_OUTPUT": f"{base}/job-done/$RUNPOD_POD_ID/$ID?gpu=local",

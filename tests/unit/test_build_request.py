@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from errors import InvalidInputError, RouteNotAllowedError
-from handler import ACCEPTED, build_request
+from errors import InvalidInputError, JobError, RequestTooLargeError, RouteNotAllowedError
+from job_input import ACCEPTED, build_request
+from routes import OPEN_ROUTES, open_path
+from settings import Limits
 
 HELLO = [{"role": "user", "content": "Hello"}]
 CHAT, GENERATE = "/v1/chat/completions", "/generate"
@@ -159,3 +164,108 @@ def test_input_is_left_as_it_came() -> None:
     job_input = {"messages": HELLO}
     build_request(job_input, served_model_name="x")
     assert job_input == {"messages": HELLO}
+
+
+@pytest.mark.parametrize(
+    ("job_input", "accepted"),
+    [
+        ({"text": "a", "sampling_params": {"n": 4}}, True),
+        ({"text": "a", "sampling_params": {"n": 5}}, False),
+        ({"text": ["a", "b"], "sampling_params": [{"n": 1}, {"n": 5}]}, False),
+        ({"messages": HELLO, "n": 4}, True),
+        ({"messages": HELLO, "n": 5}, False),
+        ({"messages": HELLO, "n": 1e300}, False),
+        ({"openai_route": CHAT, "openai_input": {"messages": HELLO, "n": 5}}, False),
+        ({"messages": HELLO, "n": "many"}, True),  # the engine says what is wrong with it
+    ],
+)
+def test_number_of_answers_is_limited(job_input: dict[str, Any], accepted: bool) -> None:
+    if accepted:
+        build_request(job_input, served_model_name="x", limits=Limits(n=4))
+        return
+    with pytest.raises(InvalidInputError, match=r"'n' may be up to 4 \(MAX_N\)") as refusal:
+        build_request(job_input, served_model_name="x", limits=Limits(n=4))
+    assert refusal.value.param == "n"
+
+
+@pytest.mark.parametrize(("levels", "accepted"), [(5, True), (6, False)])
+def test_nesting_is_limited(levels: int, accepted: bool) -> None:
+    value: Any = 1
+    for _ in range(levels - 1):  # the input itself is the first level
+        value = [value]
+    job_input = {"text": "a", "x": value, "y": [[1], [2], [3]]}
+    if accepted:
+        build_request(job_input, served_model_name="x", limits=Limits(json_depth=5))
+        return
+    with pytest.raises(InvalidInputError, match=r"up to 5 levels are accepted \(MAX_JSON_DEPTH\)"):
+        build_request(job_input, served_model_name="x", limits=Limits(json_depth=5))
+
+
+def test_size_is_limited() -> None:
+    limits = Limits(request_bytes=100)
+    size = len(build_request({"text": "é" * 40}, served_model_name="x", limits=limits).body or b"")
+    assert size == 91
+    with pytest.raises(
+        RequestTooLargeError, match=r"is 111 bytes; up to 100 are accepted \(MAX_REQUEST_BYTES\)"
+    ) as told:
+        build_request({"text": "é" * 50}, served_model_name="x", limits=limits)
+    assert told.value.code == 413
+
+
+def test_allowed_route_is_open_exactly() -> None:
+    allowed = frozenset({"/server_info"})
+    request = build_request({"openai_route": "server_info"}, served_model_name="x", allowed_routes=allowed)
+    assert (request.method, request.path) == ("GET", "/server_info")
+    for route in ("/server_info/x", "/Server_info", "/server"):
+        with pytest.raises(RouteNotAllowedError):
+            build_request({"openai_route": route}, served_model_name="x", allowed_routes=allowed)
+    with pytest.raises(InvalidInputError):
+        build_request({"openai_route": "/server_info/"}, served_model_name="x", allowed_routes=allowed)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=12,
+)
+FIELDS = ["openai_route", "openai_input", "messages", "text", "input_ids", "sampling_params", "model", "stream", "n"]
+routes = st.text(alphabet="/\\.:@?#%&;= \n\x00\t2efvV1hostcalé\u2024\uff0f", max_size=30) | st.sampled_from(
+    [*BAD_ROUTES, *FORBIDDEN_ROUTES, CHAT]
+)
+job_inputs = (
+    json_values
+    | st.dictionaries(st.sampled_from(FIELDS), json_values | routes, max_size=4)
+    | st.builds(lambda route, body: {"openai_route": route, "openai_input": body}, routes, json_values)
+    | st.builds(lambda role, content: {"messages": [{"role": role, "content": content}]}, st.text(), json_values)
+)
+
+
+@settings(max_examples=1000)
+@given(job_inputs)
+def test_any_input_is_a_request_to_an_open_path_or_a_refusal(job_input: Any) -> None:
+    refused: JobError | None = None
+    try:
+        request = build_request(job_input, served_model_name="x")
+    except JobError as error:
+        refused = error
+    if refused is not None:
+        assert refused.code in (400, 403, 413)
+        refused.as_json().encode()
+        return
+    assert request.path in OPEN_ROUTES or request.path.startswith("/v1/")
+    assert request.method == ("POST" if request.body else "GET")
+    if request.body:
+        json.loads(request.body)
+
+
+@settings(max_examples=2000)
+@given(routes)
+def test_what_is_checked_of_a_route_is_what_is_sent(route: str) -> None:
+    try:
+        path = open_path(route, frozenset({"/server_info"}))
+    except JobError:
+        return
+    url = httpx.Client(base_url="http://127.0.0.1:30000").build_request("POST", path).url
+    assert (url.host, url.port, url.query, url.fragment, url.userinfo) == ("127.0.0.1", 30000, b"", "", b"")
+    assert url.raw_path == path.encode()
+    assert route in (path, path[1:])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import DEFAULTS, OPTIONS, EngineConfig, describe_exit
-from settings import ConfigurationError, Settings
+from engine import DEFAULTS, OPTIONS, EngineConfig
+from settings import ConfigurationError, Limits, Settings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -159,31 +159,60 @@ def test_served_name_is_the_model_s_where_none_is_given() -> None:
 
 
 def test_key_is_used_but_never_shown() -> None:
-    config = EngineConfig.from_environ({"API_KEY": "sk-secret"})
+    config = EngineConfig.from_environ({"API_KEY": "sk-secret", "ADMIN_API_KEY": "sk-admin"})
     assert config.api_key == "sk-secret"
-    assert "sk-secret" in config.command()
-    assert "--api-key '***'" in config.shown_command()
-    assert "sk-secret" not in config.shown_command()
+    assert {"sk-secret", "sk-admin"} <= set(config.command())
+    assert "--api-key '***' --admin-api-key '***'" in config.shown_command()
+    assert "sk-" not in config.shown_command()
 
 
-@pytest.mark.parametrize(
-    ("code", "said"),
-    [
-        (2, "exited with code 2 (usual cause: an option that SGLang does not accept)"),
-        (77, "exited with code 77"),
-        (-9, "was killed by SIGKILL (usual cause: killed from outside, usually out of memory)"),
-        (-15, "was killed by SIGTERM"),
-        (-40, "was killed by signal 40"),
-    ],
-)
-def test_exit_is_described(code: int, said: str) -> None:
-    assert describe_exit(code) == said
+def test_token_for_downloads_is_not_on_the_command_line() -> None:
+    assert "hf_token" not in " ".join(EngineConfig.from_environ({"HF_TOKEN": "hf_token"}).command())
 
 
 def test_settings_have_defaults_and_take_numbers() -> None:
-    assert Settings.from_environ({}) == Settings(300, 600, 1800, 120)
-    given = {"MAX_CONCURRENCY": "8", "REQUEST_TIMEOUT_SECONDS": "1.5", "STARTUP_TIMEOUT_SECONDS": ""}
-    assert Settings.from_environ(given) == Settings(8, 1.5, 1800, 120)
+    default = Settings.from_environ({})
+    assert (default.max_concurrency, default.max_waiting_jobs, default.engine_max_restarts) == (300, 1000, 3)
+    assert (default.request_timeout_seconds, default.startup_timeout_seconds) == (600, 1800)
+    assert (default.shutdown_timeout_seconds, default.engine_restart_window_seconds) == (120, 600)
+    assert default.limits == Limits(request_bytes=20 * 1024 * 1024, json_depth=100, n=128)
+    assert default.allowed_routes == frozenset()
+    given = Settings.from_environ(
+        {
+            "MAX_CONCURRENCY": "8",
+            "REQUEST_TIMEOUT_SECONDS": "1.5",
+            "STARTUP_TIMEOUT_SECONDS": "",
+            "ENGINE_MAX_RESTARTS": "0",
+            "MAX_REQUEST_BYTES": "1000",
+            "MAX_JSON_DEPTH": " 5 ",
+            "MAX_N": "2",
+            "ALLOWED_ROUTES": "/server_info, /flush_cache",
+        }
+    )
+    assert (given.max_concurrency, given.request_timeout_seconds, given.startup_timeout_seconds) == (8, 1.5, 1800)
+    assert given.engine_max_restarts == 0
+    assert given.limits == Limits(request_bytes=1000, json_depth=5, n=2)
+    assert given.allowed_routes == {"/server_info", "/flush_cache"}
+
+
+def test_every_wrong_setting_is_told_at_once() -> None:
+    with pytest.raises(ConfigurationError) as refused:
+        Settings.from_environ(
+            {
+                "MAX_JSON_DEPTH": "900",
+                "ENGINE_MAX_RESTARTS": "-1",
+                "MAX_N": "many",
+                "ALLOWED_ROUTES": "/ok http://evil.example/x /a/../b flush_cache",
+            }
+        )
+    assert refused.value.problems == [
+        "ENGINE_MAX_RESTARTS='-1': expected a whole number of at least 0",
+        "MAX_JSON_DEPTH='900': expected a whole number from 1 to 250",
+        "MAX_N='many': expected a whole number of at least 1",
+        "ALLOWED_ROUTES: 'http://evil.example/x' is no plain path such as /tokenize",
+        "ALLOWED_ROUTES: '/a/../b' is no plain path such as /tokenize",
+        "ALLOWED_ROUTES: 'flush_cache' is no plain path such as /tokenize",
+    ]
 
 
 @pytest.mark.parametrize(

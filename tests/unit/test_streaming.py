@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from streaming import EventFramer, EventTooLargeError, batches
 
@@ -21,6 +23,24 @@ def test_framer_gives_whole_events_whatever_the_chunks(size: int, line_end: byte
     chunks = [stream[i : i + size] for i in range(0, len(stream), size)]
     assert [event for chunk in chunks for event in framer.feed(chunk)] == EVENTS
     assert framer.close() == b""
+
+
+lines = st.text(alphabet=st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), min_size=1)
+event_texts = st.lists(lines, min_size=1, max_size=3).map("\n".join)
+
+
+@given(st.lists(event_texts), st.lists(st.integers(1, 12)), st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_any_events_cut_anywhere_come_out_whole(
+    texts: list[str], sizes: list[int], line_end: str, cut_off: bool
+) -> None:
+    whole = [f"{text}\n\n".encode() for text in texts]
+    stream = b"".join(whole).replace(b"\n", line_end.encode()) + (b"data: ha" if cut_off else b"")
+    framer, events, begin = EventFramer(), [], 0
+    for size in [*sizes, len(stream) + 1]:
+        events += framer.feed(stream[begin : begin + size])
+        begin += size
+    assert events == whole
+    assert framer.close() == (b"data: ha" if cut_off else b"")
 
 
 def test_framer_keeps_what_has_not_ended() -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +63,8 @@ class Worker:
     process: asyncio.subprocess.Process
     engine_url: str
     log_path: Path
+    starts_path: Path
+    """Where the scripted engine notes its starts."""
 
     @property
     def log(self) -> str:
@@ -92,10 +94,22 @@ class Worker:
             answer: dict[str, Any] = (await client.get(f"{self.engine_url}/requests")).json()
             return answer
 
+    def engine_starts(self) -> list[float]:
+        """When the scripted engine was started, in seconds since the epoch."""
+        return [float(line) for line in self.starts_path.read_text().splitlines()]
+
+    def engine_pid(self) -> int | None:
+        """The engine's first process, None while there is none."""
+        for pid in self.children():
+            with suppress(OSError):
+                if b"sglang.launch_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    return pid
+        return None
+
     def engine_pids(self) -> list[int]:
         """The engine's process, and those of its group."""
-        processes, children = _process_groups(), self.children()
-        return [pid for pid, group in processes if group in children]
+        leader = self.engine_pid()
+        return [pid for pid, group in _process_groups() if group == leader]
 
     def children(self) -> list[int]:
         """The processes that the worker's main thread started."""
@@ -135,7 +149,7 @@ async def start_worker(
     environment: Mapping[str, str] | None = None,
     *,
     arguments: tuple[str, ...] = (),
-    engine: Mapping[str, Any] | None = None,
+    engine: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     folder: Path | None = None,
     stdout: int | None = None,
 ) -> Worker:
@@ -147,6 +161,7 @@ async def start_worker(
         "PYTHONPATH": str(SCRIPTED_ENGINE),
         "PORT": str(port),
         "SCRIPTED_ENGINE": json.dumps(engine or {}),
+        "SCRIPTED_ENGINE_STARTS": str(scratch / "starts"),
         # The checks are the SDK's own and look at the machine (GPU, network), which is not what these tests are about.
         "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
         "RUNPOD_SKIP_GPU_CHECK": "true",
@@ -163,7 +178,7 @@ async def start_worker(
             stdout=log if stdout is None else stdout,
             stderr=log,
         )
-    return Worker(process, f"http://127.0.0.1:{port}", log_path)
+    return Worker(process, f"http://127.0.0.1:{port}", log_path, scratch / "starts")
 
 
 @asynccontextmanager

@@ -1,22 +1,17 @@
-"""The worker's life: when it takes its first job, what a broken engine does to it, and how it ends."""
+"""The worker's life: its start, its configuration, its log. How it ends is in test_stopping.py."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from local_runpod import JobState
 from tests.worker.harness import (
     Platform,
-    error_of,
-    events_of,
-    is_alive,
     running_worker,
     start_worker,
 )
@@ -82,70 +77,6 @@ async def test_engine_on_a_taken_port_is_refused_at_once(platform: Platform) -> 
     worker = await start_worker(platform, {"PORT": port})
     assert await worker.exit_code() == 1
     assert f"port {port} is in use by another process" in worker.log
-
-
-@pytest.mark.parametrize("engine", [{}, {"child": True}, {"child": True, "ignore_sigterm": True}], ids=str)
-async def test_stopped_worker_exits_with_0_and_leaves_no_process(platform: Platform, engine: dict[str, Any]) -> None:
-    async with running_worker(platform, engine=engine) as worker:
-        pids = worker.engine_pids()
-        assert len(pids) == (2 if "child" in engine else 1)
-        began = time.monotonic()
-        assert await worker.stop() == 0
-        assert time.monotonic() - began < 5
-        assert not any(map(is_alive, pids))
-
-
-async def test_stopping_worker_finishes_what_is_in_flight(platform: Platform) -> None:
-    async with running_worker(platform) as worker:
-        job = platform.queue.submit({"messages": HELLO, "stream": True, "script": {"events": 40, "pause": 0.1}})
-        await job.streamed(1, 10)
-        worker.process.send_signal(signal.SIGTERM)
-        await job.finished(10)  # by now the poll that was in flight at the signal has been given up
-        assert job.state is JobState.COMPLETED
-        assert events_of(job.stream)[-1] == "[DONE]"
-        late = platform.queue.submit({"messages": HELLO})
-        assert await worker.exit_code() == 0
-        assert late.state is JobState.IN_QUEUE
-        platform.queue.cancel(late)
-
-
-async def test_stopping_worker_reports_what_it_cannot_finish(platform: Platform) -> None:
-    async with running_worker(platform, {"SHUTDOWN_TIMEOUT_SECONDS": "0.5"}) as worker:
-        job = platform.queue.submit({"messages": HELLO, "stream": True, "script": {"then": "hang"}})
-        await job.streamed(1, 10)
-        assert await worker.stop() == 0
-        assert error_of(job)["message"] == "the worker stopped before this job was finished"
-
-
-async def test_worker_told_to_stop_while_the_engine_loads_is_gone_at_once(platform: Platform) -> None:
-    worker = await start_worker(platform, engine={"ready_after": 600})
-    async with asyncio.timeout(10):
-        while "starting the engine" not in worker.log:
-            await asyncio.sleep(0.05)
-    began = time.monotonic()
-    assert await worker.stop() == 0
-    assert time.monotonic() - began < 5
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["unstreamed", "streamed"])
-async def test_engine_that_dies_fails_the_job_and_ends_the_worker(platform: Platform, stream: bool) -> None:
-    async with running_worker(platform) as worker:
-        waiting = platform.queue.submit({"messages": HELLO, "script": {"pause": 60}})
-        job = await platform.answer({"messages": HELLO, "stream": stream, "script": {"then": "crash", "code": 9}})
-        assert error_of(job)["code"] == 502
-        assert await worker.exit_code(10) == 1
-        assert error_of(waiting)["code"] in (502, 503)
-        assert "the engine exited with code 9" in worker.log
-
-
-async def test_killed_worker_takes_its_engine_and_its_heartbeat_along(platform: Platform) -> None:
-    async with running_worker(platform) as worker:
-        children = worker.children()
-        assert len(children) == 2
-        worker.process.kill()
-        async with asyncio.timeout(5):
-            while any(map(is_alive, children)):
-                await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("slots", [1, 3])  # a single free slot asks /job-take, more ask /job-take-batch

@@ -1,12 +1,16 @@
 """An engine that behaves, or misbehaves, on cue: `python -m sglang.launch_server` where it is first on PYTHONPATH.
 
-How it starts is scripted by the variable SCRIPTED_ENGINE, a JSON object:
+How it starts is scripted by the variable SCRIPTED_ENGINE, a JSON object, or an array of them for one start after the
+other (the last one counts for all that follow; each start adds a line to the file SCRIPTED_ENGINE_STARTS):
     ready_after: seconds of 503 on /health before it is warm (default 0)
+    says: text to print on standard error
     exit_code, exit_after: exit with that code, after that many seconds
     ignore_sigterm: true to survive SIGTERM
     child: true to leave a child process in the group
+    scheduler: true for a child that calls itself as SGLang's scheduler does
 
 How it answers is scripted by the field `script` of a request's body:
+    first: a script that counts in its place while the engine has been started only once
     status, body, content_type: answer this, as it is
     answer: a JSON value to answer; by default the request is echoed
     pause: seconds before each event (default 0), or before an unstreamed answer
@@ -15,7 +19,8 @@ How it answers is scripted by the field `script` of a request's body:
     then: how the stream ends: "done" (default), "eof", "drop", "half", "error", "abort", "hang", "crash",
         "drop_after_done", "anthropic_error", "message_stop"
 
-`GET /requests` tells its command line, when it got warm, what it has been asked, and how each request ended.
+`GET /requests` tells its command line, when it got warm, what it has been asked, how each request ended, and how often
+it has been asked for its health since it got warm.
 """
 
 from __future__ import annotations
@@ -24,13 +29,16 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-START = json.loads(os.environ.get("SCRIPTED_ENGINE", "{}"))
+STARTS = Path(os.environ.get("SCRIPTED_ENGINE_STARTS", os.devnull))
 requests: list[dict[str, Any]] = []
 warm_at: float | None = None  # seconds since the epoch
+probes = 0
 
 
 class DropError(Exception):
@@ -41,9 +49,32 @@ def option(flag: str, default: str = "") -> str:
     return sys.argv[sys.argv.index(flag) + 1] if flag in sys.argv else default
 
 
+def scripted_start() -> dict[str, Any]:
+    script = json.loads(os.environ.get("SCRIPTED_ENGINE", "{}"))
+    with STARTS.open("a") as file:
+        print(time.time(), file=file)
+    if isinstance(script, list):
+        return script[min(starts(), len(script)) - 1]
+    return script
+
+
+def starts() -> int:
+    return len(STARTS.read_text().splitlines())
+
+
+START = scripted_start()
+
+
+def start_child(name: str) -> None:
+    """A child that nobody asks for its end, as SGLang's parent does only now and then."""
+    subprocess.Popen([name, "-c", "import time; time.sleep(600)"], executable=sys.executable)
+
+
 async def main() -> None:
-    if START.get("child"):
-        await asyncio.create_subprocess_exec(sys.executable, "-c", "import time; time.sleep(600)")
+    for name in ("child", "scheduler"):
+        if START.get(name):
+            start_child("sglang::scheduler_TP0" if name == "scheduler" else sys.executable)
+    sys.stderr.write(START.get("says", ""))
     if START.get("ignore_sigterm"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if "exit_code" in START:
@@ -82,13 +113,17 @@ async def respond(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
 ) -> None:
+    global probes
     if path == "/health":
+        probes += bool(warm_at)
         return await send(writer, 200 if warm_at else 503, "text/plain", b"")
     if path == "/requests":
         return await send(writer, 200, "application/json", told())
     seen = {"method": method, "path": path, "headers": headers, "body": body, "end": "running"}
     requests.append(seen)
     script = body.get("script", {}) if isinstance(body, dict) else {}
+    if "first" in script and starts() == 1:
+        script = script["first"]
     answering = asyncio.create_task(answer(path, body, script, writer))
     closed = asyncio.create_task(reader.read(1))  # the worker sends nothing more until it has its answer
     await asyncio.wait({answering, closed}, return_when=asyncio.FIRST_COMPLETED)
@@ -103,7 +138,7 @@ async def respond(
 
 
 def told() -> bytes:
-    return json.dumps({"argv": sys.argv, "warm_at": warm_at, "requests": requests}).encode()
+    return json.dumps({"argv": sys.argv, "warm_at": warm_at, "requests": requests, "probes": probes}).encode()
 
 
 async def answer(path: str, body: Any, script: dict[str, Any], writer: asyncio.StreamWriter) -> None:

@@ -1,0 +1,120 @@
+"""Why an engine ended: from its exit code and its last output to a sentence with what to change."""
+
+from __future__ import annotations
+
+import re
+import signal
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cause:
+    """A cause that the engine's output gives away. `what` and `advice` complete "…: {what}; {advice}"."""
+
+    pattern: re.Pattern[str]
+    what: str
+    advice: str
+
+
+def _cause(pattern: str, what: str, advice: str) -> Cause:
+    return Cause(re.compile(pattern, re.IGNORECASE), what, advice)
+
+
+# The words are those of SGLang 0.5.23, PyTorch 2.x, huggingface_hub 1.x, transformers 5.x and the CUDA runtime. The
+# first that matches counts: what is narrower stands before what is wider.
+CAUSES = (
+    _cause(
+        r"NVIDIA driver on your system is too old|driver version is insufficient|forward compatibility was attempted"
+        r"|cudaErrorInsufficientDriver|cudaErrorSystemDriverMismatch|system has unsupported display driver",
+        "the NVIDIA driver is older than the CUDA version of this image (CUDA 13)",
+        "allow only hosts with CUDA 13 (on RunPod: the endpoint's allowed CUDA versions)",
+    ),
+    _cause(
+        r"Not enough memory\. Please try to increase --mem-fraction-static|leaves no room for the full"
+        r"|KV cache.{0,40}(?:not enough|insufficient|no) memory",
+        "not enough GPU memory for the KV cache beside the model's weights",
+        "take a larger GPU, a quantised model (MODEL_NAME, QUANTIZATION) or more GPUs (TENSOR_PARALLEL_SIZE), or raise "
+        "MEM_FRACTION_STATIC",
+    ),
+    _cause(
+        r"CUDA out of memory|torch\.(?:cuda\.)?OutOfMemoryError|CUDA error: out of memory|cudaErrorMemoryAllocation"
+        r"|CUBLAS_STATUS_ALLOC_FAILED",
+        "CUDA out of memory",
+        "lower MEM_FRACTION_STATIC, MAX_RUNNING_REQUESTS or CHUNKED_PREFILL_SIZE, or take a larger GPU",
+    ),
+    _cause(
+        r"GatedRepoError|access (?:a )?gated repo|Access to model .{1,200} is restricted"
+        r"|awaiting a review from the repo authors",
+        "the model is gated, and this token has no access to it",
+        "accept the model's terms on Hugging Face and set HF_TOKEN to a token of that account",
+    ),
+    _cause(
+        r"RepositoryNotFoundError|Repository Not Found|is not a valid model identifier|is not a local folder"
+        r"|RevisionNotFoundError|Can't load the configuration of|does not appear to have a file named"
+        r"|LocalEntryNotFoundError|OfflineModeIsEnabled|HFValidationError",
+        "the model was not found, or is private",
+        "check MODEL_NAME and REVISION; a private model needs HF_TOKEN, an offline one its files under HF_HOME",
+    ),
+    _cause(
+        r"address already in use|Errno 98|port \d+ is (?:not available|already in use|in use)",
+        "a port is in use by another process",
+        "set PORT to a free one",
+    ),
+    _cause(
+        r"No space left on device|Disk quota exceeded",
+        "the disk is full",
+        "give the container a larger disk (the bf16 weights are 62 GB), or a network volume",
+    ),
+    _cause(
+        r"No CUDA GPUs are available|Found no NVIDIA driver|Torch not compiled with CUDA|no CUDA-capable device",
+        "no GPU is visible",
+        "give the container a GPU (docker: --gpus all)",
+    ),
+    _cause(
+        r"illegal memory access|device-side assert|unspecified launch failure|\bXid\b|uncorrectable ECC",
+        "a GPU kernel failed",
+        "if it comes again, set another ATTENTION_BACKEND or SPECULATIVE_ALGORITHM= (off), or replace the GPU",
+    ),
+    _cause(
+        r"launch_server(?:\.py)?: error: |unrecognized arguments|invalid choice: ",
+        "an option that SGLang does not accept",
+        "the lines before it name the option; set its variable to another value",
+    ),
+)
+
+# What a bare exit code usually means, for an output that gives nothing away.
+_CODES = {
+    1: ("an error at start, such as a model that is not found or too little GPU memory", "its last output says more"),
+    2: ("an option that SGLang does not accept", "its last output names the option"),
+    128 + signal.SIGABRT: ("an assertion in native code, or NCCL", "its last output says more"),
+    128 + signal.SIGBUS: ("too little shared memory", "give the container more (docker: --shm-size 16g)"),
+    128 + signal.SIGKILL: (
+        "killed from outside, usually out of memory",
+        "give the container more memory, or lower MAX_RUNNING_REQUESTS",
+    ),
+    128 + signal.SIGSEGV: ("a crash in native code", "if it comes again, set another ATTENTION_BACKEND"),
+    128 + signal.SIGTERM: ("stopped from outside", "look for who sent the signal"),
+}
+
+
+def explain(code: int | None, output: str = "") -> str:
+    """A clause that says how a process ended and what to do: `exited with code 2 (usual cause: …; …)`.
+
+    code: as in `subprocess`, negative for a signal; None where it is not known. output: the last that it wrote.
+    """
+    how = describe_exit(code)
+    for cause in CAUSES:
+        if cause.pattern.search(output):
+            return f"{how} (cause: {cause.what}; {cause.advice})"
+    if code is not None and (usual := _CODES.get(128 - code if code < 0 else code)):
+        return f"{how} (usual cause: {usual[0]}; {usual[1]})"
+    return f"{how} (cause unknown; its last output is in the worker's log)"
+
+
+def describe_exit(code: int | None) -> str:
+    """`exited with code 2`, `was killed by SIGKILL`, or `ended`."""
+    if code is None:
+        return "ended"
+    if code < 0:
+        return "was killed by " + next((known.name for known in signal.Signals if known == -code), f"signal {-code}")
+    return f"exited with code {code}"

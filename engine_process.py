@@ -1,0 +1,287 @@
+"""One life of the engine: SGLang as a child process, from its start to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from diagnosis import explain
+from engine import EngineConfig
+from masking import Mask
+from processes import GroupGuard, die_with_parent, group_members, kill_group, name_of, wait_for_exit
+
+log = logging.getLogger("worker.engine")
+
+# SGLang 0.5.23 looks only every 5 s whether it has been told to stop, and drains without limit: what must be finished
+# is finished before it is told, so that this deadline may be short.
+STOP_TIMEOUT_SECONDS = 1.5
+# SIGKILL leaves a process no choice, but the kernel may need this long to free its GPU memory.
+KILL_TIMEOUT_SECONDS = 10.0
+POLL_SECONDS = 0.1
+PROBE_TIMEOUT_SECONDS = 1.0  # the answer costs the engine nothing; one that needs longer for it is not ready
+WAIT_LOG_SECONDS = 30.0
+
+# The processes that SGLang cannot do without call themselves `sglang::scheduler_TP0`, `sglang::detokenizer`, … When one
+# dies, the parent needs 5 s (65 s with its wait for CUDA core dumps) to see that it is dead as well.
+VITAL_PREFIX = "sglang::"
+# Where parent and child die together, the parent's own end says more; it has this long to show it.
+_LEADER_SECONDS = 0.05
+
+_TAIL_LINES = 200
+_MAX_LINE_BYTES = 16 * 1024
+_DRAIN_SECONDS = 1.0
+
+
+class EngineError(Exception):
+    """The engine did not start, or died. The message says why, as far as that can be known from outside."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The end of the engine: which process ended, and its code as in `subprocess` (None where it is not known)."""
+
+    process: str
+    code: int | None
+
+
+class Engine:
+    """The SGLang process: start, wait until warm, notice its end, stop. It can be started again after its end.
+
+    The process leads a session and process group of its own, so that its children can be ended with it. When this
+    process ends, however it does, so does the engine: by a parent-death signal on Linux, and its children by a guard.
+    Its output goes to this process's standard error, secrets masked.
+    """
+
+    def __init__(self, config: EngineConfig, mask: Mask) -> None:
+        self.config = config
+        self._mask = mask
+        self._process: asyncio.subprocess.Process | None = None
+        self._guard: GroupGuard | None = None
+        self._output: _Output | None = None
+        self._vital: dict[int, str] = {}
+
+    def pids(self) -> list[int]:
+        """The process and what it started; empty where there is none, or no /proc to tell."""
+        return sorted(group_members(self._process.pid)) if self._process is not None else []
+
+    async def start(self) -> None:
+        """Start the process; returns at once.
+
+        Raises EngineError where SGLang is not installed, or something else listens on its port: SGLang would find out
+        only after minutes, and until then the other server would pass for it.
+        """
+        if importlib.util.find_spec("sglang") is None:
+            raise EngineError("SGLang is not installed for this Python; use the image, or scripts/install for a CPU")
+        if _is_listening(self.config):
+            raise EngineError(f"port {self.config.port} is in use by another process; set PORT to a free one")
+        log.info("starting the engine: %s", self._mask(self.config.shown_command()))
+        self._output = await _Output.open(self._mask)
+        with self._output.writable() as descriptor:
+            self._process = await asyncio.create_subprocess_exec(
+                *self.config.command(),
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=descriptor,
+                env=_child_environ(os.environ),
+                start_new_session=True,
+                preexec_fn=die_with_parent,
+            )
+        self._guard = GroupGuard(self._process.pid)
+
+    async def wait_until_ready(self, timeout_seconds: float) -> None:
+        """Return as soon as the engine is warm.
+
+        Raises EngineError when it exits first, or is not ready in time.
+        """
+        began = time.monotonic()
+        exited = asyncio.create_task(self._running.wait())
+        probing = asyncio.create_task(self._probe_until_warm(began))
+        try:
+            await asyncio.wait({exited, probing}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if exited.done():
+                raise EngineError(f"while starting, {await self.explain(Ending('the engine', exited.result()))}")
+            if not probing.done():
+                raise EngineError(
+                    f"the engine was not ready after {timeout_seconds:g} s (STARTUP_TIMEOUT_SECONDS); "
+                    "a first start downloads the model, which may need longer"
+                )
+            probing.result()
+        finally:
+            await _cancel(exited, probing)
+        self._vital = {pid: name for pid in self.pids() if (name := name_of(pid)).startswith(VITAL_PREFIX)}
+        log.info("the engine is ready after %.1f s", time.monotonic() - began)
+
+    async def wait_for_end(self) -> Ending:
+        """Return as soon as the engine, or a process that it had when it got ready and cannot do without, has ended."""
+        leader = asyncio.create_task(self._running.wait())
+        vital = {asyncio.create_task(wait_for_exit(pid)): name for pid, name in self._vital.items()}
+        try:
+            ended, _ = await asyncio.wait({leader, *vital}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({leader}, timeout=_LEADER_SECONDS)
+            if leader.done():
+                return Ending("the engine", leader.result())
+            task = next(iter(ended))
+            return Ending(f"the engine's process {vital[task]}", task.result())
+        finally:
+            await _cancel(leader, *vital)
+
+    async def explain(self, ending: Ending) -> str:
+        """A sentence on how the engine ended, and why. Ends what is left of it, so that its last output can be read."""
+        kill_group(self._running.pid)
+        output = await self._output.rest(_DRAIN_SECONDS) if self._output is not None else ""
+        return f"{ending.process} {explain(ending.code, output)}"
+
+    async def answers(self, timeout_seconds: float) -> bool:
+        """Whether `/health` gives any answer in time. It generates no tokens."""
+        async with self._probe_client(timeout_seconds) as client:
+            try:
+                await client.get("/health")
+            except httpx.TransportError:
+                return False
+            return True
+
+    async def stop(self) -> None:
+        """End the process and everything that it started: SIGTERM, a deadline, SIGKILL to the group."""
+        if self._process is not None and self._process.returncode is None:
+            log.info("stopping the engine")
+            try:
+                with suppress(ProcessLookupError):
+                    self._process.terminate()  # it alone: a scheduler that goes first looks like a crash to SGLang
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_SECONDS)
+            finally:  # also when this is cancelled: the children must not outlive us
+                kill_group(self._process.pid)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End the process and everything that it started, at once; return when it is gone."""
+        try:
+            if self._process is not None:
+                kill_group(self._process.pid)
+                await self._process.wait()
+                deadline = time.monotonic() + KILL_TIMEOUT_SECONDS
+                while group_members(self._process.pid) and time.monotonic() < deadline:
+                    await asyncio.sleep(0.01)
+        finally:
+            if self._guard is not None:
+                self._guard.dismiss()
+            if self._output is not None:
+                self._output.close()
+            self._process = self._guard = self._output = None
+
+    @property
+    def _running(self) -> asyncio.subprocess.Process:
+        if self._process is None:
+            raise RuntimeError("the engine has not been started")
+        return self._process
+
+    def _probe_client(self, timeout_seconds: float) -> httpx.AsyncClient:
+        return httpx.AsyncClient(base_url=self.config.base_url, timeout=timeout_seconds, trust_env=False)
+
+    async def _probe_until_warm(self, began: float) -> None:
+        """Poll `/health`, which answers 200 once SGLang's own warm-up request is through."""
+        said = began
+        async with self._probe_client(PROBE_TIMEOUT_SECONDS) as client:
+            while True:
+                try:
+                    response = await client.get("/health")
+                    if response.status_code == 200:
+                        return
+                    seen = f"it answers {response.status_code}, so it is still warming up"
+                except httpx.TimeoutException:
+                    seen = "it does not answer yet"
+                except httpx.TransportError:
+                    seen = "it does not listen yet, so it is loading or downloading the model"
+                if time.monotonic() - said >= WAIT_LOG_SECONDS:
+                    said = time.monotonic()
+                    log.info("waiting for the engine, %.0f s so far: %s", said - began, seen)
+                await asyncio.sleep(POLL_SECONDS)
+
+
+class _Output:
+    """What the engine writes: copied to standard error, secrets masked, its last lines kept."""
+
+    def __init__(self, mask: Mask, reader: asyncio.StreamReader, transport: asyncio.ReadTransport, write: int) -> None:
+        self._mask = mask
+        self._transport = transport
+        self._write_end = write
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._copying = asyncio.create_task(self._copy(reader))
+
+    @classmethod
+    async def open(cls, mask: Mask) -> _Output:
+        """Make the pipe, and begin to copy."""
+        read_end, write_end = os.pipe()
+        reader = asyncio.StreamReader()
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
+        )
+        return cls(mask, reader, transport, write_end)
+
+    @contextmanager
+    def writable(self) -> Iterator[int]:
+        """The descriptor for the child to write to; closed on this side at the end."""
+        try:
+            yield self._write_end
+        finally:
+            os.close(self._write_end)
+
+    async def rest(self, timeout_seconds: float) -> str:
+        """The last lines, once everything has been read, or after the timeout."""
+        await asyncio.wait({self._copying}, timeout=timeout_seconds)
+        return "\n".join(self._tail)
+
+    def close(self) -> None:
+        """Stop to copy."""
+        self._copying.cancel()
+        self._transport.close()
+
+    async def _copy(self, reader: asyncio.StreamReader) -> None:
+        rest = b""
+        while chunk := await reader.read(_MAX_LINE_BYTES):
+            # Whole lines only, or a secret could slip through in two halves; progress bars end theirs with \r.
+            data = rest + chunk
+            end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+            if not end and len(data) > _MAX_LINE_BYTES:
+                end = len(data)
+            rest = data[end:]
+            self._write(data[:end])
+        self._write(rest)
+
+    def _write(self, data: bytes) -> None:
+        text = self._mask(data.decode("utf-8", "replace"))
+        self._tail.extend(text.splitlines())
+        with suppress(OSError, ValueError):  # nobody reads our log any more; the engine must not stall for that
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+async def _cancel(*tasks: asyncio.Task[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _child_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The engine's environment: ours, with a `/health` that does not generate tokens but still means warm."""
+    return {**environ, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+
+
+def _is_listening(config: EngineConfig) -> bool:
+    url = httpx.URL(config.base_url)
+    with suppress(OSError), socket.create_connection((url.host, config.port), timeout=1.0):
+        return True
+    return False

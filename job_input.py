@@ -1,0 +1,193 @@
+"""What a job may ask: its input becomes one request to the engine, or a refusal that says what is accepted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from errors import InvalidInputError, RequestTooLargeError
+from routes import CHAT_PATH, GENERATE_PATH, open_path
+from settings import Limits
+
+ACCEPTED = (
+    'Accepted are {"openai_route": "/v1/…", "openai_input": {…}}, {"messages": [{"role": …, "content": …}], …} and '
+    '{"text": "…", "sampling_params": {…}} (or "input_ids" in place of "text")'
+)
+
+DEFAULT_LIMITS = Limits()
+
+# Fields of the other two patterns; beside `openai_route` they would be ignored, which no client can mean.
+_REQUEST_FIELDS = ("messages", "text", "input_ids", "sampling_params", "model", "stream")
+
+
+@dataclass(frozen=True)
+class UpstreamRequest:
+    """One request to the engine. `body` is JSON text in UTF-8; `stream` says whether the client asked for events."""
+
+    method: str
+    path: str
+    body: bytes | None = None
+    stream: bool = False
+
+
+def build_request(
+    job_input: Any,
+    *,
+    served_model_name: str,
+    limits: Limits = DEFAULT_LIMITS,
+    allowed_routes: frozenset[str] = frozenset(),
+) -> UpstreamRequest:
+    """Turn a job's input into the request that it stands for.
+
+    Raises InvalidInputError for anything but one of the three accepted patterns and for what exceeds a limit
+    (RequestTooLargeError for the body's size), RouteNotAllowedError for a route that is not open to clients.
+    """
+    try:
+        request = _request(job_input, served_model_name, limits, allowed_routes)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"{error.message}. {ACCEPTED}.", param=error.param) from None
+    if request.body is not None and len(request.body) > limits.request_bytes:
+        raise RequestTooLargeError(
+            f"the request is {len(request.body)} bytes; up to {limits.request_bytes} are accepted (MAX_REQUEST_BYTES)"
+        )
+    return request
+
+
+def _request(job_input: Any, model: str, limits: Limits, allowed_routes: frozenset[str]) -> UpstreamRequest:
+    if not isinstance(job_input, dict):
+        raise InvalidInputError(f"'input' must be a JSON object, not {_kind(job_input)}", param="input")
+    given = [key for key in ("openai_route", "messages", "text", "input_ids") if key in job_input]
+    if not given:
+        if "openai_input" in job_input:
+            raise InvalidInputError("an 'openai_input' needs an 'openai_route'", param="openai_route")
+        raise InvalidInputError("no request in 'input'", param="input")
+    if "openai_route" in given:
+        return _openai_request(job_input, limits, allowed_routes)
+    if len(given) > 1:
+        raise InvalidInputError(f"only one of {_names(given)} can be given", param=given[1])
+    if "openai_input" in job_input:
+        raise InvalidInputError(f"'openai_input' goes with 'openai_route', not with '{given[0]}'", param="openai_input")
+    if given == ["messages"]:
+        return _chat_request(job_input, model, limits)
+    return _generate_request(job_input, limits)
+
+
+def _openai_request(job_input: dict[str, Any], limits: Limits, allowed_routes: frozenset[str]) -> UpstreamRequest:
+    stray = [key for key in _REQUEST_FIELDS if key in job_input]
+    if stray:
+        raise InvalidInputError(f"{_names(stray)} beside 'openai_route' must be inside 'openai_input'", param=stray[0])
+    path = open_path(job_input["openai_route"], allowed_routes)
+    body = job_input.get("openai_input")
+    if body is not None and not isinstance(body, dict):
+        raise InvalidInputError(f"'openai_input' must be a JSON object, not {_kind(body)}", param="openai_input")
+    if not body:
+        return UpstreamRequest("GET", path)
+    return _post(path, body, limits)
+
+
+def _chat_request(job_input: dict[str, Any], served_model_name: str, limits: Limits) -> UpstreamRequest:
+    messages = job_input["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise InvalidInputError("'messages' must be a non-empty array", param="messages")
+    for position, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise InvalidInputError(f"'messages[{position}]' must be an object with a 'role'", param="messages")
+    model = job_input.get("model")
+    if model is not None and not isinstance(model, str):
+        raise InvalidInputError(f"'model' must be a string, not {_kind(model)}", param="model")
+    return _post(CHAT_PATH, job_input | {"model": model or served_model_name}, limits)
+
+
+def _generate_request(job_input: dict[str, Any], limits: Limits) -> UpstreamRequest:
+    if "text" in job_input and not _is_one_or_many(job_input["text"], str):
+        raise InvalidInputError("'text' must be a string or a non-empty array of strings", param="text")
+    if "input_ids" in job_input and not _is_token_ids(job_input["input_ids"]):
+        raise InvalidInputError(
+            "'input_ids' must be a non-empty array of token ids, or of such arrays", param="input_ids"
+        )
+    parameters = job_input.get("sampling_params")
+    if parameters is not None and not _is_one_or_many(parameters, dict):
+        raise InvalidInputError("'sampling_params' must be an object, or one object a prompt", param="sampling_params")
+    return _post(GENERATE_PATH, job_input, limits)
+
+
+def _post(path: str, body: dict[str, Any], limits: Limits) -> UpstreamRequest:
+    stream = body.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise InvalidInputError(f"'stream' must be true or false, not {_kind(stream)}", param="stream")
+    _check_n(body, limits)
+    return UpstreamRequest("POST", path, _encode(body, limits), bool(stream))
+
+
+def _check_n(body: dict[str, Any], limits: Limits) -> None:
+    """`n` of an OpenAI body, or of the sampling parameters, one or many, of a native one."""
+    parameters = body.get("sampling_params")
+    for holder in [body, *(parameters if isinstance(parameters, list) else [parameters])]:
+        n = holder.get("n") if isinstance(holder, dict) else None
+        if isinstance(n, (int, float)) and n > limits.n:
+            raise InvalidInputError(f"'n' may be up to {limits.n} (MAX_N)", param="n")
+
+
+def _encode(body: dict[str, Any], limits: Limits) -> bytes:
+    too_deep = InvalidInputError(
+        f"the request is nested too deeply; up to {limits.json_depth} levels are accepted (MAX_JSON_DEPTH)",
+        param="input",
+    )
+    try:
+        encoded = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidInputError("a string holds half of a surrogate pair, which is no text", param="input") from None
+    except ValueError:
+        raise InvalidInputError("NaN and Infinity are no valid JSON numbers", param="input") from None
+    except RecursionError:
+        raise too_deep from None
+    # Most requests have fewer brackets than levels allowed, and need no closer look.
+    if encoded.count(b"{") + encoded.count(b"[") > limits.json_depth and _is_deeper(body, limits.json_depth):
+        raise too_deep
+    return encoded
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    """Whether arrays and objects nest in more than this many levels. Level by level, so that no stack can run out."""
+    level = [value]
+    for _ in range(levels):
+        level = [inner for outer in level for inner in _items(outer) if isinstance(inner, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _items(container: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return container.values() if isinstance(container, dict) else container
+
+
+def _is_one_or_many(value: Any, kind: type) -> bool:
+    if isinstance(value, kind):
+        return True
+    return isinstance(value, list) and bool(value) and all(isinstance(item, kind) for item in value)
+
+
+def _is_token_ids(value: Any) -> bool:
+    if not isinstance(value, list) or not value:
+        return False
+    prompts = value if all(isinstance(item, list) for item in value) else [value]
+    return all(prompt and all(type(token) is int for token in prompt) for prompt in prompts)
+
+
+def _names(keys: list[str]) -> str:
+    return ", ".join(f"'{key}'" for key in keys)
+
+
+def _kind(value: Any) -> str:
+    """The JSON name of a value's type, for messages."""
+    names = {
+        bool: "a boolean",
+        int: "a number",
+        float: "a number",
+        str: "a string",
+        list: "an array",
+        dict: "an object",
+    }
+    return names.get(type(value), "null")

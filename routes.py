@@ -1,0 +1,69 @@
+"""Which paths of the engine a client may reach: plain ones only, and of these the open ones.
+
+A job's route becomes part of a URL. Whatever could lead that URL anywhere but to a path on the engine (a scheme, a
+host, a query, an escape, a dot segment) is refused by its form, so that what is checked is what is sent.
+"""
+
+from __future__ import annotations
+
+import re
+
+from errors import InvalidInputError, RouteNotAllowedError
+
+CHAT_PATH = "/v1/chat/completions"
+GENERATE_PATH = "/generate"
+
+# What clients may use beside `/v1/…`: inference, and the read-only routes that they need. Everything else SGLang serves
+# administers the engine (`/flush_cache`, `/update_weights_from_disk`) or prints its arguments (`/server_info`).
+OPEN_ROUTES = frozenset(
+    {
+        GENERATE_PATH,
+        "/encode",
+        "/classify",
+        "/tokenize",
+        "/detokenize",
+        "/parse_function_call",
+        "/separate_reasoning",
+        "/model_info",
+        "/get_model_info",
+        "/health",
+        "/ready",
+        "/ping",
+    }
+)
+# A path and nothing else: no host, no query, no escapes, no dot segments, no empty ones.
+_PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
+
+
+def is_plain_path(path: str) -> bool:
+    """Whether the text is an absolute path of plain segments, with nothing in it that a URL would read as more."""
+    return _PLAIN_PATH.fullmatch(path) is not None
+
+
+def open_path(route: object, allowed: frozenset[str] = frozenset()) -> str:
+    """The path that a job's `openai_route` names, with its leading slash; it is sent as it is returned.
+
+    `allowed` are exact paths that are open beside the usual ones. Raises InvalidInputError for anything but a plain
+    path, RouteNotAllowedError for one that is not open.
+    """
+    if not isinstance(route, str) or not route:
+        raise InvalidInputError(
+            "'openai_route' must be a path such as '/v1/chat/completions', as text", param="openai_route"
+        )
+    path = route if route.startswith("/") else f"/{route}"
+    if not is_plain_path(path):
+        raise InvalidInputError(
+            f"'openai_route' must be a plain path such as '/v1/chat/completions', not {_quote(route)}",
+            param="openai_route",
+        )
+    if path not in OPEN_ROUTES and path not in allowed and not path.startswith("/v1/"):
+        raise RouteNotAllowedError(
+            f"the route {_quote(path)} is not open to clients; '/v1/…' and {', '.join(sorted(OPEN_ROUTES | allowed))} "
+            "are (ALLOWED_ROUTES adds paths)",
+            param="openai_route",
+        )
+    return path
+
+
+def _quote(text: str, most: int = 80) -> str:
+    return ascii(text if len(text) <= most else text[:most] + "...")

@@ -1,0 +1,285 @@
+"""The engine's life: started, watched, restarted when it dies, given up when that does not help.
+
+    STARTING ──ready──▶ READY ──death──▶ RESTARTING ──ready──▶ READY
+        └──error──▶ (EngineError)            └──error, or too often──▶ FAILED
+    any of them ──left──▶ STOPPED
+
+Requests that the engine died under are not this module's: it tells them (`Exchange.engine_is_lost`), and lets them wait
+for the next engine (`Supervisor.exchange`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from enum import StrEnum
+from types import TracebackType
+from typing import Self
+
+from engine_process import Ending, Engine, EngineError
+from errors import EngineUnavailableError
+from settings import Settings
+
+log = logging.getLogger("worker.engine")
+
+# The pauses before the first, second, third … restart within the window. A crash that comes again at once is not made
+# better by hurry, and one that does not should cost little.
+FIRST_PAUSE_SECONDS = 0.5
+LONGEST_PAUSE_SECONDS = 5.0
+
+# A broken connection is seen before the end of the process that broke it, by as long as the kernel takes to end it.
+LOSS_NOTICE_SECONDS = 1.0
+
+# How long a silent engine has to answer on /health before it counts as wedged. Long, since the price of an error is the
+# work of every request in flight, and nobody has been served for REQUEST_TIMEOUT_SECONDS anyway.
+WEDGE_PROBE_SECONDS = 5.0
+
+
+class State(StrEnum):
+    """What the engine is doing."""
+
+    STARTING = "starting"
+    READY = "ready"
+    RESTARTING = "restarting"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+class Exchange:
+    """One request to the engine, from its first byte to the last: which engine it is with, and when that spoke last."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._life = supervisor.lives
+        self.began = time.monotonic()
+
+    def progressed(self) -> None:
+        """Note that the engine has just sent something."""
+        self._supervisor.last_progress = time.monotonic()
+
+    @property
+    def engine_is_lost(self) -> bool:
+        """Whether the engine of this request is known to have died."""
+        return self._supervisor.lives > self._life
+
+    async def engine_gets_lost(self) -> bool:
+        """Whether the engine of this request has died; asked when its connection broke, which may be seen first."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LOSS_NOTICE_SECONDS):
+                await self._supervisor.wait_for_loss(self._life)
+        return self.engine_is_lost
+
+    async def reason_of_loss(self) -> str:
+        """Why the engine of this request died, once that is known."""
+        return await self._supervisor.reason_of_loss(self._life)
+
+    async def engine_is_wedged(self) -> bool:
+        """Whether the engine, silent for REQUEST_TIMEOUT_SECONDS, is alive but wedged; if so, it is killed."""
+        return await self._supervisor.kill_if_wedged(self._life)
+
+
+class Supervisor:
+    """Keeps an engine running. An async context manager: entering starts it, leaving ends it and all its children.
+
+    Entering raises EngineError when the first start fails. After that every end of the engine is followed by a restart,
+    `engine_max_restarts` times within `engine_restart_window_seconds`; then, or when a restart fails, it is given up.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        self.state = State.STARTING
+        self.lives = 0
+        """How many engines have died so far: the number of the present one, counted from 0."""
+        self.last_progress = time.monotonic()
+        self._engine = engine
+        self._settings = settings
+        self._exchanges: set[Exchange] = set()
+        self._waiting = 0
+        self._restarts: deque[float] = deque()
+        self._deaths: list[str] = []  # why each engine died, by its life
+        self._failure = ""
+        self._changed = asyncio.Event()
+        self._wedged = asyncio.Event()
+        self._probe: asyncio.Task[bool] | None = None
+        self._supervising: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start_engine()
+        except BaseException:
+            await self._engine.stop()
+            raise
+        self._set(State.READY)
+        self._supervising = asyncio.create_task(self._supervise())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._supervising is not None:
+            self._supervising.cancel()
+            await asyncio.gather(self._supervising, return_exceptions=True)
+        if self.state is not State.FAILED:
+            self._set(State.STOPPED)
+        await self._engine.stop()
+
+    @asynccontextmanager
+    async def exchange(self) -> AsyncGenerator[Exchange, None]:
+        """One request to the engine: waits until it is ready, and is known to be in flight while this lasts.
+
+        Raises EngineUnavailableError when the engine is given up, or too many requests wait for it already.
+        """
+        await self._wait_for_turn()
+        exchange = Exchange(self)
+        self._exchanges.add(exchange)
+        try:
+            yield exchange
+        finally:
+            self._exchanges.discard(exchange)
+
+    def engine_pids(self) -> list[int]:
+        """The engine's processes, the first of them its leader; empty while it is down."""
+        return self._engine.pids()
+
+    async def wait_until_ready(self) -> None:
+        """Return once the engine is ready.
+
+        Raises EngineUnavailableError with the reason when it is given up or stopped.
+        """
+        while self.state in (State.STARTING, State.RESTARTING):
+            await self._changed.wait()
+        if self.state is not State.READY:
+            raise EngineUnavailableError(self._failure or "the engine has been stopped")
+
+    async def wait_for_failure(self) -> str:
+        """Return the reason once the engine is given up."""
+        while self.state is not State.FAILED:
+            await self._changed.wait()
+        return self._failure
+
+    async def wait_for_loss(self, life: int) -> None:
+        """Return once the engine of that life has died."""
+        while self.lives <= life:
+            await self._changed.wait()
+
+    async def reason_of_loss(self, life: int) -> str:
+        """Why the engine of that life died, once that is known."""
+        while len(self._deaths) <= life:
+            await self._changed.wait()
+        return self._deaths[life]
+
+    async def kill_if_wedged(self, life: int) -> bool:
+        """Kill the engine if it is wedged: alive, but silent on every request, and `/health` does not answer.
+
+        Returns whether the engine of that life is lost. Requests that time out together share one probe.
+        """
+        if self._silence_seconds() < 0.95 * self._settings.request_timeout_seconds:  # timers are not exact
+            return self.lives > life
+        if self._probe is None or self._probe.done():
+            self._probe = asyncio.create_task(self._probe_silent_engine())
+        if await asyncio.shield(self._probe):
+            await self.wait_for_loss(life)
+        return self.lives > life
+
+    def _silence_seconds(self) -> float:
+        """For how long nothing has come on any request in flight."""
+        oldest = min((exchange.began for exchange in self._exchanges), default=time.monotonic())
+        return time.monotonic() - max(oldest, self.last_progress)
+
+    async def _probe_silent_engine(self) -> bool:
+        began = time.monotonic()
+        if self.state is not State.READY or await self._engine.answers(WEDGE_PROBE_SECONDS):
+            return False
+        if self.state is State.READY and self.last_progress < began:
+            self._wedged.set()
+        return self._wedged.is_set()
+
+    async def _wait_for_turn(self) -> None:
+        if self.state is State.READY:
+            return
+        if self.state is State.RESTARTING and self._waiting >= self._settings.max_waiting_jobs:
+            raise EngineUnavailableError(
+                f"the engine restarts, and {self._waiting} jobs wait for it already (MAX_WAITING_JOBS)"
+            )
+        self._waiting += 1
+        try:
+            await self.wait_until_ready()
+        finally:
+            self._waiting -= 1
+
+    async def _start_engine(self) -> None:
+        await self._engine.start()
+        await self._engine.wait_until_ready(self._settings.startup_timeout_seconds)
+
+    async def _supervise(self) -> None:
+        while self.state is State.READY:
+            ending = await self._wait_for_end()
+            self.lives += 1
+            self._set(State.RESTARTING)
+            reason = await self._reason_of(ending)
+            log.error("%s", reason)
+            self._deaths.append(reason)
+            self._set(State.RESTARTING)  # again, now that the reason is known
+            await self._engine.kill()
+            try:
+                await self._restart(reason)
+            except EngineError as error:
+                await self._engine.kill()
+                self._fail(str(error))
+            except Exception as error:
+                await self._engine.kill()
+                self._fail(f"{reason}; starting it again failed with {type(error).__name__}")
+
+    async def _wait_for_end(self) -> Ending | None:
+        """The engine's end; None when it is wedged."""
+        self._wedged.clear()
+        ending = asyncio.create_task(self._engine.wait_for_end())
+        wedged = asyncio.create_task(self._wedged.wait())
+        try:
+            await asyncio.wait({ending, wedged}, return_when=asyncio.FIRST_COMPLETED)
+            return ending.result() if ending.done() else None
+        finally:
+            for task in (ending, wedged):
+                task.cancel()
+            await asyncio.gather(ending, wedged, return_exceptions=True)
+
+    async def _reason_of(self, ending: Ending | None) -> str:
+        if ending is not None:
+            return await self._engine.explain(ending)
+        return (
+            f"the engine sent nothing for {self._settings.request_timeout_seconds:g} s (REQUEST_TIMEOUT_SECONDS) and "
+            "does not answer on /health (cause unknown; if it comes again, replace the GPU)"
+        )
+
+    async def _restart(self, reason: str) -> None:
+        """Start the engine again. Raises EngineError when it does not get ready, or has been restarted too often."""
+        window, most = self._settings.engine_restart_window_seconds, self._settings.engine_max_restarts
+        now = time.monotonic()
+        while self._restarts and now - self._restarts[0] > window:
+            self._restarts.popleft()
+        done = len(self._restarts)
+        if done >= most:
+            raise EngineError(
+                f"{reason}; it is not started again, after {done} restarts within {window:g} s (ENGINE_MAX_RESTARTS)"
+            )
+        self._restarts.append(now)
+        pause = min(FIRST_PAUSE_SECONDS * 2**done, LONGEST_PAUSE_SECONDS)
+        log.warning("restart %d of at most %d within %g s, in %g s", done + 1, most, window, pause)
+        await asyncio.sleep(pause)
+        try:
+            await self._start_engine()
+        except EngineError as error:
+            raise EngineError(f"{reason}; starting it again failed: {error}") from None
+        self._set(State.READY)
+
+    def _fail(self, reason: str) -> None:
+        self._failure = reason
+        self._set(State.FAILED)
+
+    def _set(self, state: State) -> None:
+        self.state = state
+        self._changed.set()
+        self._changed = asyncio.Event()

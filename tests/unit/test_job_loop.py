@@ -1,0 +1,166 @@
+"""The job loop over a platform in memory: every job taken is answered or reported, at the worst of moments."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import pytest
+
+import job_loop
+from job_loop import Job, JobHandler, JobLoop, PlatformError
+
+pytestmark = pytest.mark.anyio
+
+
+class MemoryPlatform:
+    """Hands out what is put into `jobs`; refuses posts with the next of `refusals`."""
+
+    def __init__(self) -> None:
+        self.jobs: asyncio.Queue[Job] = asyncio.Queue()
+        self.outputs: list[Any] = []
+        self.results: dict[str, list[dict[str, Any]]] = {}
+        self.refusals: list[PlatformError] = []
+        self.in_progress: set[str] = set()
+        self.hands_over_when_cancelled: list[Job] = []
+
+    async def take(self, most: int) -> list[Job]:
+        try:
+            return [await self.jobs.get()]
+        except asyncio.CancelledError:
+            if self.hands_over_when_cancelled:
+                return self.hands_over_when_cancelled
+            raise
+
+    async def stopped_jobs(self) -> list[str] | None:
+        return None
+
+    async def post_output(self, job: Job, output: Any) -> None:
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.outputs.append(output)
+
+    async def post_result(self, job: Job, result: dict[str, Any]) -> None:
+        if self.refusals:
+            raise self.refusals.pop(0)
+        self.results.setdefault(job["id"], []).append(result)
+
+    def begun(self, job_id: str) -> None:
+        self.in_progress.add(job_id)
+
+    def ended(self, job_id: str) -> None:
+        self.in_progress.remove(job_id)
+
+
+async def ready() -> None:
+    return
+
+
+async def echo(job: Job) -> AsyncGenerator[Any, None]:
+    yield job["input"]
+
+
+async def hang(job: Job) -> AsyncGenerator[Any, None]:
+    await asyncio.sleep(3600)
+    yield "never"
+
+
+async def raises(job: Job) -> AsyncGenerator[Any, None]:
+    yield "half"
+    raise RuntimeError("with user content in it")
+
+
+def started(platform: MemoryPlatform, handler: JobHandler) -> JobLoop:
+    loop = JobLoop(platform, handler, capacity=5, wait_until_ready=ready)
+    loop.start()
+    return loop
+
+
+def message_of(result: dict[str, Any]) -> str:
+    message: str = json.loads(result["error"])["error"]["message"]
+    return message
+
+
+async def test_job_is_answered_and_counted() -> None:
+    platform = MemoryPlatform()
+    loop = started(platform, echo)
+    platform.jobs.put_nowait({"id": "a", "input": 5})
+    await asyncio.sleep(0.01)
+    assert platform.outputs == [5]
+    assert platform.results == {"a": [{"output": [5]}]}
+    assert platform.in_progress == set()
+    await loop.stop(timeout_seconds=0)
+
+
+async def test_job_that_arrives_with_the_end_of_the_last_poll_is_reported() -> None:
+    platform = MemoryPlatform()
+    loop = started(platform, echo)
+    await asyncio.sleep(0.01)
+    platform.hands_over_when_cancelled = [{"id": "a", "input": 5}, {"id": "b", "input": 6}]
+    await loop.stop(timeout_seconds=0)
+    for job_id in ("a", "b"):
+        [result] = platform.results[job_id]
+        assert message_of(result) == "the worker stopped before this job was finished"
+    assert platform.in_progress == set()
+
+
+async def test_job_that_hangs_is_reported_when_the_time_is_up() -> None:
+    platform = MemoryPlatform()
+    loop = started(platform, hang)
+    platform.jobs.put_nowait({"id": "a", "input": 5})
+    await asyncio.sleep(0.01)
+    await loop.stop(timeout_seconds=0.05, reason="the engine is gone")
+    assert [message_of(result) for result in platform.results["a"]] == ["the engine is gone"]
+
+
+async def test_handler_that_raises_fails_the_job_without_its_words() -> None:
+    platform = MemoryPlatform()
+    loop = started(platform, raises)
+    platform.jobs.put_nowait({"id": "a", "input": 5})
+    await asyncio.sleep(0.01)
+    assert [message_of(result) for result in platform.results["a"]] == ["the worker failed to handle this job"]
+    await loop.stop(timeout_seconds=0)
+
+
+async def test_job_without_an_id_is_no_job_and_one_sent_twice_is_one() -> None:
+    platform = MemoryPlatform()
+    loop = started(platform, hang)
+    for job in ({"input": 1}, {"id": "", "input": 1}, {"id": "a", "input": 1}, {"id": "a", "input": 1}):
+        platform.jobs.put_nowait(job)
+    await asyncio.sleep(0.01)
+    assert loop.in_flight == 1
+    await loop.stop(timeout_seconds=0)
+    assert len(platform.results["a"]) == 1
+
+
+async def test_stream_whose_output_is_never_taken_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_loop, "OUTPUT_RETRY_SECONDS", 0.1)
+    platform = MemoryPlatform()
+    platform.refusals = [PlatformError("no answer")]
+    loop = started(platform, echo)
+    platform.jobs.put_nowait({"id": "a", "input": 5})
+    await asyncio.sleep(0.05)
+    assert [message_of(result) for result in platform.results["a"]] == [
+        "the platform did not take a part of the streamed answer"
+    ]
+    await loop.stop(timeout_seconds=0)
+
+
+async def test_output_that_is_refused_for_good_is_still_in_the_result() -> None:
+    platform = MemoryPlatform()
+    platform.refusals = [PlatformError("the platform answered 413", 413)]
+    loop = started(platform, echo)
+    platform.jobs.put_nowait({"id": "a", "input": 5})
+    await asyncio.sleep(0.05)
+    assert platform.results == {"a": [{"output": [5]}]}
+    await loop.stop(timeout_seconds=0)
+
+
+@pytest.mark.parametrize(
+    ("status", "final"),
+    [(None, False), (500, False), (429, False), (408, False), (400, True), (404, True), (413, True)],
+)
+def test_only_understood_refusals_are_final(status: int | None, final: bool) -> None:
+    assert PlatformError("x", status).is_final is final

@@ -1,0 +1,60 @@
+"""JSON from outside, which may be a bomb: nested without end, or with numbers of a million digits.
+
+Python's reader refuses both, and the whole text with them. Where several jobs come in one text, that would lose them
+all; here the hostile part is cut down, so that the rest can be read and its sender be told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import Any
+
+# Deeper parts are replaced by null. Far above the limit on a job (settings.MOST_JSON_LEVELS), so that a job that was
+# cut is still refused as too deep; far below Python's recursion limit of 1000.
+KEPT_LEVELS = 400
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]+|[\]}]+', re.DOTALL)
+
+
+async def parse_tolerantly(body: bytes) -> Any:
+    """The value that a JSON text holds, its too deep parts as null and its too long whole numbers as floats.
+
+    Raises ValueError for anything but JSON.
+    """
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        # Rare, and a bomb may be 20 MB: not on the event loop.
+        return await asyncio.to_thread(_parse_with_care, body)
+
+
+def _parse_with_care(body: bytes) -> Any:
+    return json.loads(cut_to_depth(body.decode("utf-8", "replace"), KEPT_LEVELS), parse_int=_whole_number)
+
+
+def cut_to_depth(text: str, levels: int) -> str:
+    """The JSON text with every array and object below that many levels replaced by null. Takes no stack."""
+    kept: list[str] = []
+    depth, kept_to = 0, 0
+    for token in _TOKEN.finditer(text):
+        first, size = text[token.start()], len(token.group())
+        if first in "[{":
+            if depth <= levels < depth + size:
+                kept += text[kept_to : token.start() + levels - depth], "null"
+            depth += size
+        elif first in "]}":
+            if depth > levels >= depth - size:
+                kept_to = token.start() + depth - levels
+            depth -= size
+    if depth <= levels:
+        kept.append(text[kept_to:])
+    return "".join(kept)
+
+
+def _whole_number(digits: str) -> int | float:
+    try:
+        return int(digits)
+    except ValueError:  # over 4300 digits, sys.set_int_max_str_digits
+        return float(digits)
