@@ -16,6 +16,7 @@ from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 
+import aiohttp
 import httpx
 from dotenv import load_dotenv
 from httpx_aiohttp import AiohttpTransport
@@ -102,7 +103,7 @@ async def _deliver(
                         sent = True
                         yield output
                 return
-            except (httpx.TransportError, JobError, ErrorEvent) as error:
+            except (httpx.TransportError, aiohttp.ClientError, JobError, ErrorEvent) as error:
                 if not await _died_of_its_engine(error, exchange):
                     raise
                 reason = await exchange.reason_of_loss()
@@ -116,7 +117,7 @@ async def _died_of_its_engine(error: Exception, exchange: Exchange) -> bool:
     match error:
         case httpx.ReadTimeout():
             return await exchange.engine_is_wedged()
-        case httpx.TransportError() | AnswerCutOffError():
+        case httpx.TransportError() | aiohttp.ClientError() | AnswerCutOffError():
             return await exchange.engine_gets_lost()
         case UpstreamError(code=code) if code < HTTPStatus.INTERNAL_SERVER_ERROR:
             return False
@@ -166,7 +167,8 @@ def _as_job_error(exception: Exception, request_timeout_seconds: float) -> JobEr
             return EngineUnavailableError("the engine cannot be reached")
         case httpx.ReadTimeout():
             return EngineTimeoutError(f"the engine sent nothing for {request_timeout_seconds:g} s")
-        case httpx.TransportError():  # this transport reports a lost connection as ConnectTimeout, among others
+        # This transport reports a lost connection as ConnectTimeout, and lets some errors of aiohttp's through.
+        case httpx.TransportError() | aiohttp.ClientError():
             return AnswerCutOffError("the connection to the engine broke before the answer was complete")
         case streaming.EventTooLargeError():
             return AnswerCutOffError(str(exception))

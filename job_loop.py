@@ -232,25 +232,30 @@ class JobLoop:
     async def _answer(self, job: Job) -> dict[str, Any]:
         """Run the handler, posting each output as it comes; the result to report."""
         outputs: list[Any] = []
+        refused = 0
         async with aclosing(self._handler(job)) as answer:
             async for output in answer:
                 if (error := error_of(output)) is not None:
                     return {"error": error}
                 outputs.append(output)
-                await self._post_output(job, output)
+                refused += not await self._post_output(job, output)
+        if refused:
+            log.warning("job %s: %d outputs were refused by the platform; its result has them", job["id"], refused)
         return {"output": outputs}
 
-    async def _post_output(self, job: Job, output: Any) -> None:
-        """Send an output now. One that is refused for good is still part of the final result.
+    async def _post_output(self, job: Job, output: Any) -> bool:
+        """Send an output now; whether it was taken. One that is refused for good is still part of the final result.
 
         Raises AnswerCutOffError when the platform cannot be reached for long: later outputs must not go without it.
         """
         try:
             await _until_taken(lambda: self._platform.post_output(job, output), OUTPUT_RETRY_SECONDS)
         except PlatformError as error:
-            log.error("job %s: an output was not taken by the platform: %s", job["id"], error)
-            if not error.is_final:
-                raise AnswerCutOffError("the platform did not take a part of the streamed answer") from None
+            if error.is_final:
+                return False
+            log.error("job %s: an output could not be sent to the platform: %s", job["id"], error)
+            raise AnswerCutOffError("the platform did not take a part of the streamed answer") from None
+        return True
 
     async def _report(self, job: Job, result: dict[str, Any]) -> None:
         """Send the result. One that is refused for good is replaced by an error that says so."""

@@ -14,13 +14,15 @@ class Faults:
     latency_seconds: added to every call, as a network round trip would add it.
     refusals: status codes to answer the next calls of a route with, by route name (`job-take`, `job-stream`, …), used
         up from the front.
+    stalls: seconds by which the next calls of a route are held up before anything is done, by route name.
     """
 
     latency_seconds: float = 0.0
     refusals: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    stalls: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     async def apply(self, route: str) -> int | None:
         """Wait as long as this call must; return the status to refuse it with, None to serve it."""
-        if self.latency_seconds:
-            await asyncio.sleep(self.latency_seconds)
+        stall = self.stalls[route].pop(0) if self.stalls[route] else 0.0
+        await asyncio.sleep(self.latency_seconds + stall)
         return self.refusals[route].pop(0) if self.refusals[route] else None

@@ -10,17 +10,18 @@ other (the last one counts for all that follow; each start adds a line to the fi
     scheduler: true for a child that calls itself as SGLang's scheduler does
 
 How it answers is scripted by the field `script` of a request's body:
-    first: a script that counts in its place while the engine has been started only once
+    first: a script that counts in its place in one of the engine's lives; life: in which (default 1)
     status, body, content_type: answer this, as it is
     answer: a JSON value to answer; by default the request is echoed
     pause: seconds before each event (default 0), or before an unstreamed answer
     events: how many events to stream (default 3), `text` in each (default "word ")
     chunk_bytes: write the stream in pieces of this many bytes, whatever they cut
+    message: what an error in the stream says
     then: how the stream ends: "done" (default), "eof", "drop", "half", "error", "abort", "hang", "crash",
         "drop_after_done", "anthropic_error", "message_stop"
 
 `GET /requests` tells its command line, when it got warm, what it has been asked, how each request ended, and how often
-it has been asked for its health since it got warm.
+it has been asked for its health since it got warm, and the token that it has for downloads.
 """
 
 from __future__ import annotations
@@ -122,7 +123,7 @@ async def respond(
     seen = {"method": method, "path": path, "headers": headers, "body": body, "end": "running"}
     requests.append(seen)
     script = body.get("script", {}) if isinstance(body, dict) else {}
-    if "first" in script and starts() == 1:
+    if "first" in script and starts() == script.get("life", 1):
         script = script["first"]
     answering = asyncio.create_task(answer(path, body, script, writer))
     closed = asyncio.create_task(reader.read(1))  # the worker sends nothing more until it has its answer
@@ -138,7 +139,15 @@ async def respond(
 
 
 def told() -> bytes:
-    return json.dumps({"argv": sys.argv, "warm_at": warm_at, "requests": requests, "probes": probes}).encode()
+    return json.dumps(
+        {
+            "argv": sys.argv,
+            "warm_at": warm_at,
+            "requests": requests,
+            "probes": probes,
+            "hf_token": os.environ.get("HF_TOKEN"),
+        }
+    ).encode()
 
 
 async def answer(path: str, body: Any, script: dict[str, Any], writer: asyncio.StreamWriter) -> None:
@@ -163,7 +172,6 @@ LAST_WORDS = {
     "done": DONE,
     "drop_after_done": DONE,
     "half": b'data: {"choices": [{"delta": {"con',
-    "error": sse({"error": {"message": "scripted error", "type": "BadRequest", "code": 400}}) + DONE,
     "abort": sse({"choices": [{"delta": {}, "finish_reason": "abort"}]}) + DONE,
     "message_stop": b"event: message_stop\n" + sse({"type": "message_stop"}),
     "anthropic_error": b"event: error\n"
@@ -180,7 +188,8 @@ async def stream(script: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         delta = {"index": index, "choices": [{"delta": {"content": script.get("text", "word ")}}]}
         await write(writer, script, sse(delta))
     then = script.get("then", "done")
-    await write(writer, script, LAST_WORDS.get(then, b""))
+    error = {"message": script.get("message", "scripted error"), "type": "BadRequest", "code": 400}
+    await write(writer, script, sse({"error": error}) + DONE if then == "error" else LAST_WORDS.get(then, b""))
     match then:
         case "drop" | "drop_after_done":
             raise DropError

@@ -1,0 +1,223 @@
+"""The soak: the worker between a bad platform and an engine that crashes every minute, and what became of each job.
+
+The worker is the real one, a process of its own with RunPod's SDK; platform and engine are this repository's stand-ins,
+told to misbehave.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from local_runpod import Job, JobState
+from tests.worker.harness import Platform, Worker, is_alive, running_platform, running_worker
+
+AT_ONCE = 40  # jobs that are under way at any time
+WARM_UP_SECONDS = 20.0  # of load, before memory and descriptors are counted for the first time
+CRASH_SECONDS = 60.0
+JOB_SECONDS = 180.0  # a job that is not over by then is lost: above every time-out in the worker and the platform
+STALL_SECONDS = 70.0  # above the worker's own time-out for a post
+IDLE_SECONDS = STALL_SECONDS + 10  # after which nothing is under way any more, and no connection is kept
+EXIT_SECONDS = 150.0  # above SHUTDOWN_TIMEOUT_SECONDS
+MOST_GROWTH = 0.05
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+@dataclass
+class Counts:
+    """What became of the jobs."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    ends: Counter[str] = field(default_factory=Counter)
+    crashes: int = 0
+    platform_errors: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What the worker holds while it is idle."""
+
+    memory_mib: float
+    descriptors: int
+
+    @classmethod
+    def of(cls, worker: Worker) -> Resources:
+        """Resident memory and open file descriptors of the worker's process."""
+        proc = Path(f"/proc/{worker.process.pid}")
+        pages = int((proc / "statm").read_text().split()[1])
+        return cls(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(list((proc / "fd").iterdir())))
+
+
+def main() -> int:
+    """Run for the minutes given; print the counts."""
+    parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__.splitlines()[0])
+    parser.add_argument("minutes", type=float, nargs="?", default=5.0)
+    return asyncio.run(soak(parser.parse_args().minutes * 60))
+
+
+async def soak(seconds: float) -> int:
+    """One run. Returns the exit code."""
+    environment = {"ENGINE_MAX_RESTARTS": "1000000", "ENGINE_RESTART_WINDOW_SECONDS": "30"}
+    counts = Counts()
+    async with running_platform() as platform:
+        async with running_worker(platform, environment, engine={"child": True, "scheduler": True}) as worker:
+            print(f"soaking for {seconds / 60:g} minutes", flush=True)
+            await load(platform, counts, WARM_UP_SECONDS)
+            before = Resources.of(worker)
+            breaking = [
+                asyncio.create_task(crash_the_engine(worker, counts)),
+                asyncio.create_task(disturb_the_platform(platform, counts)),
+            ]
+            await load(platform, counts, seconds)
+            for task in breaking:
+                task.cancel()
+            await asyncio.gather(*breaking, return_exceptions=True)
+            platform.faults.stalls.clear()
+            platform.faults.latency_seconds = 0.0
+            await asyncio.sleep(IDLE_SECONDS)
+            after = Resources.of(worker)
+            processes = [*worker.children(), *worker.engine_pids()]
+            worker.process.terminate()
+            exit_code = await worker.exit_code(EXIT_SECONDS)
+        left = sum(map(is_alive, processes))
+    return report(counts, before, after, left, exit_code)
+
+
+async def load(platform: Platform, counts: Counts, seconds: float) -> None:
+    """Keep jobs under way for so long; return when the last of them is over."""
+    deadline = time.monotonic() + seconds
+    clients = [client(platform, counts, deadline, random.Random(number)) for number in range(AT_ONCE)]
+    await asyncio.gather(*clients)
+
+
+async def client(platform: Platform, counts: Counts, deadline: float, rng: random.Random) -> None:
+    """One client, that submits a job when its last one is over."""
+    while time.monotonic() < deadline:
+        kind = rng.choices(list(KINDS), weights=[weight for weight, _ in KINDS.values()])[0]
+        job = platform.queue.submit(KINDS[kind][1](rng))
+        counts.kinds[kind] += 1
+        if kind == "cancelled":
+            with suppress(TimeoutError):
+                await job.finished(rng.uniform(0, 1.5))
+            platform.queue.cancel(job)
+        with suppress(TimeoutError):
+            await job.finished(JOB_SECONDS)
+        await asyncio.sleep(rng.uniform(0.05, 0.5))  # an answer that came twice has had time to come
+        counts.ends[end_of(job)] += 1
+        platform.queue.jobs.pop(job.id, None)
+
+
+def streamed(rng: random.Random) -> Any:
+    """A stream of up to a few seconds."""
+    script = {"events": rng.randrange(1, 60), "pause": rng.uniform(0, 0.05), "text": "word " * rng.randrange(1, 50)}
+    return {"messages": HELLO, "stream": True, "script": script}
+
+
+def short(rng: random.Random) -> Any:
+    """A job of milliseconds, or of a second or two."""
+    return {"messages": HELLO, "script": {"pause": rng.choice([0, 0, 0.1, 1.5])}}
+
+
+def bad(rng: random.Random) -> Any:
+    """What is refused: by the worker, by the engine, or in mid-stream."""
+    return rng.choice(
+        [
+            None,
+            {"messages": "hello"},
+            {"openai_route": "http://example.com/"},
+            {"openai_route": "/flush_cache"},
+            {"text": "a", "script": {"status": 400, "body": '{"detail": "no"}'}},
+            {"text": "a", "stream": True, "script": {"then": rng.choice(["error", "half", "drop", "eof", "abort"])}},
+        ]
+    )
+
+
+KINDS = {
+    "streamed": (40, streamed),
+    "short": (35, short),
+    "bad": (12, bad),
+    "cancelled": (13, lambda rng: {**streamed(rng), "script": {"events": 200, "pause": 0.02}}),
+}
+
+
+def end_of(job: Job) -> str:
+    """A job's fate, in the words of the report."""
+    if job.answers > 1:
+        return "answered twice"
+    match job.state:
+        case JobState.COMPLETED:
+            return "answered"
+        case JobState.CANCELLED:
+            return "cancelled"
+        case JobState.FAILED if job.error and '"message"' in job.error:
+            return "failed with a reason"
+    return "lost"
+
+
+async def crash_the_engine(worker: Worker, counts: Counts) -> None:
+    """Kill the engine, or its scheduler, once a minute."""
+    while True:
+        await asyncio.sleep(CRASH_SECONDS)
+        pids = worker.engine_pids()
+        if pids:
+            os.kill(pids[0] if counts.crashes % 2 else pids[-1], signal.SIGKILL)
+            counts.crashes += 1
+
+
+async def disturb_the_platform(platform: Platform, counts: Counts) -> None:
+    """Be slow for a while; refuse some calls; leave one unanswered now and then."""
+    rng, faults = random.Random(0), platform.faults
+    while True:
+        await asyncio.sleep(rng.uniform(0.5, 2))
+        faults.latency_seconds = rng.choice([0, 0, 0.03, 0.3])
+        route = rng.choice(["job-stream", "job-stream", "job-done", "job-done", "job-take-batch", "job-stop"])
+        if rng.random() < 0.05 and not faults.stalls[route]:
+            faults.stalls[route].append(STALL_SECONDS)
+            counts.platform_errors["time-out"] += 1
+            continue
+        status = rng.choice([429, 500, 502, 503])
+        if route != "job-take-batch" or status != 429 or rng.random() < 0.2:  # costs the worker 5 s of taking
+            faults.refusals[route].append(status)
+            counts.platform_errors[str(status)] += 1
+
+
+def report(counts: Counts, before: Resources, after: Resources, left: int, exit_code: int) -> int:
+    """Print the counts. Returns 1 where a job was lost or answered twice, or something leaked."""
+    growth = after.memory_mib / before.memory_mib - 1
+    cancelled = counts.ends["cancelled"]
+    rows = [
+        ("jobs", f"{counts.kinds.total()} ({_listed(counts.kinds)})"),
+        ("answered", str(counts.ends["answered"])),
+        ("failed with a reason", str(counts.ends["failed with a reason"])),
+        ("cancelled by the client", str(cancelled)),
+        ("lost", str(counts.ends["lost"])),
+        ("answered twice", str(counts.ends["answered twice"])),
+        ("engine crashes", str(counts.crashes)),
+        ("platform errors", _listed(counts.platform_errors)),
+        ("memory", f"{before.memory_mib:.0f} MiB, then {after.memory_mib:.0f} MiB ({growth:+.1%})"),
+        ("file descriptors", f"{before.descriptors}, then {after.descriptors}"),
+        ("processes left", str(left)),
+        ("exit code", str(exit_code)),
+    ]
+    for name, value in rows:
+        print(f"{name:<24} {value}")
+    leaked = growth > MOST_GROWTH or after.descriptors > before.descriptors + 10 or left or exit_code
+    return 1 if counts.ends["lost"] or counts.ends["answered twice"] or leaked else 0
+
+
+def _listed(counter: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in sorted(counter.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
