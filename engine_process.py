@@ -28,8 +28,8 @@ log = logging.getLogger("worker.engine")
 # SGLang 0.5.23 looks only every 5 s whether it has been told to stop, and drains without limit: what must be finished
 # is finished before it is told, so that this deadline may be short.
 STOP_TIMEOUT_SECONDS = 1.5
-# SIGKILL leaves a process no choice, but the kernel may need this long to free its GPU memory.
-KILL_TIMEOUT_SECONDS = 10.0
+# SIGKILL leaves a process no choice, but the kernel may need a while to free its GPU memory.
+KILL_TIMEOUT_SECONDS = 5.0
 POLL_SECONDS = 0.1
 PROBE_TIMEOUT_SECONDS = 1.0  # the answer costs the engine nothing; one that needs longer for it is not ready
 WAIT_LOG_SECONDS = 30.0
@@ -167,14 +167,16 @@ class Engine:
         await self.kill()
 
     async def kill(self) -> None:
-        """End the process and everything that it started, at once; return when it is gone."""
+        """End the process and everything that it started, at once; return when it is gone, or will not go."""
         try:
             if self._process is not None:
                 kill_group(self._process.pid)
-                await self._process.wait()
-                deadline = time.monotonic() + KILL_TIMEOUT_SECONDS
-                while group_members(self._process.pid) and time.monotonic() < deadline:
-                    await asyncio.sleep(0.01)
+                async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
+                    await self._process.wait()
+                    while group_members(self._process.pid):
+                        await asyncio.sleep(0.01)
+        except TimeoutError:
+            log.error("the engine does not end: the kernel holds it, which points to the GPU or its driver")
         finally:
             if self._guard is not None:
                 self._guard.dismiss()

@@ -125,11 +125,14 @@ def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -
     if isinstance(payload, dict):
         error = payload.get("error") or payload.get("detail") or payload
     fields = error if isinstance(error, dict) else {}
-    message = scrub(_message_of(error)) or f"the engine answered with status {status} and no message"
+    answered = status
     if status < HTTPStatus.BAD_REQUEST:
         status = HTTPStatus.INTERNAL_SERVER_ERROR
         if isinstance(fields.get("code"), int) and 400 <= fields["code"] <= 599:
             status = fields["code"]
+    if answered < HTTPStatus.MULTIPLE_CHOICES:  # an error inside an answer that began well
+        answered = status
+    message = scrub(_message_of(error)) or f"the engine answered with status {answered} and no message"
     param, kind = fields.get("param"), fields.get("type")
     return UpstreamError(
         message,

@@ -218,7 +218,10 @@ async def serve(config: EngineConfig, settings: Settings, mask: Mask) -> AsyncGe
             client, supervisor, served_model_name=config.served_model_name, settings=settings, mask=mask
         )
         yield serverless.Service(
-            handler=handler, wait_until_ready=supervisor.wait_until_ready, wait_for_failure=supervisor.wait_for_failure
+            handler=handler,
+            wait_until_ready=supervisor.wait_until_ready,
+            wait_for_failure=supervisor.wait_for_failure,
+            error_event=answers.error_event,
         )
 
 

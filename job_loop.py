@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -78,9 +78,10 @@ class Platform(Protocol):
 
 @dataclass
 class _Run:
-    """One job under way. `reporting`: its result is known and on its way."""
+    """One job under way: what it has sent so far. `reporting`: its result is known and on its way."""
 
     task: asyncio.Task[None]
+    outputs: list[Any] = field(default_factory=list)
     reporting: bool = False
 
 
@@ -94,11 +95,14 @@ class JobLoop:
         *,
         capacity: int,
         wait_until_ready: Callable[[], Awaitable[None]],
+        error_event: Callable[[JobError], str],
     ) -> None:
+        """capacity: jobs at once. wait_until_ready: see `serverless.Service`. error_event: an error as streams end."""
         self._platform = platform
         self._handler = handler
         self._capacity = capacity
         self._wait_until_ready = wait_until_ready
+        self._error_event = error_event
         self._runs: dict[str, _Run] = {}
         self._slot_free = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -211,27 +215,34 @@ class JobLoop:
             self._idle.set()
 
     async def _run(self, job: Job) -> None:
+        run = self._runs[job["id"]]
         try:
             if self._abandoned is not None:
                 raise self._abandoned
-            result = await self._answer(job)
+            result = await self._answer(job, run.outputs)
         except asyncio.CancelledError:
             if self._abandoned is None:
                 log.info("job %s: stopped by the platform", job["id"])
                 raise
-            result = {"error": self._abandoned.as_json()}
+            run.reporting = True
+            result = await self._abandon(job, run.outputs, self._abandoned)
         except JobError as error:
             result = {"error": error.as_json()}
         except Exception as exception:
             log.error("job %s: the handler raised %s", job["id"], type(exception).__name__)
             result = {"error": JobError().as_json()}
-        if run := self._runs.get(job["id"]):
-            run.reporting = True
+        run.reporting = True
         await self._report(job, result)
 
-    async def _answer(self, job: Job) -> dict[str, Any]:
+    async def _abandon(self, job: Job, outputs: list[Any], error: JobError) -> dict[str, Any]:
+        """End a job that is not finished: a stream gets a last event, so that nobody takes it for whole."""
+        if any(isinstance(output, str) for output in outputs):
+            with suppress(PlatformError):
+                await self._platform.post_output(job, self._error_event(error))
+        return {"error": error.as_json()}
+
+    async def _answer(self, job: Job, outputs: list[Any]) -> dict[str, Any]:
         """Run the handler, posting each output as it comes; the result to report."""
-        outputs: list[Any] = []
         refused = 0
         async with aclosing(self._handler(job)) as answer:
             async for output in answer:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine_process import EngineError
-from errors import EngineUnavailableError
+from errors import EngineUnavailableError, JobError
 from job_loop import Job, JobHandler, JobLoop, error_of
 from masking import Mask, MaskingFormatter
 from settings import Settings
@@ -45,11 +45,13 @@ class Service:
     handler: answers each job, `{"id": …, "input": …}`.
     wait_until_ready: returns while jobs should be taken; raises JobError when they never will be again.
     wait_for_failure: returns the reason once the service breaks for good.
+    error_event: an error in the form in which a broken-off stream ends.
     """
 
     handler: JobHandler
     wait_until_ready: Callable[[], Coroutine[Any, Any, None]]
     wait_for_failure: Callable[[], Coroutine[Any, Any, str]]
+    error_event: Callable[[JobError], str]
 
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Service]]
@@ -171,6 +173,7 @@ async def _work(lifespan: Lifespan, settings: Settings) -> int:
                         service.handler,
                         capacity=settings.max_concurrency,
                         wait_until_ready=service.wait_until_ready,
+                        error_event=service.error_event,
                     ),
                     settings,
                     stop,

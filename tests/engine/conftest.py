@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -24,5 +25,7 @@ async def worker(platform: Platform) -> AsyncIterator[Worker]:
         yield worker
         pids = worker.engine_pids()
         assert len(pids) >= 3, "SGLang is a server, a scheduler and a detokenizer"
+        began = time.monotonic()
         assert await worker.stop() == 0
+        assert time.monotonic() - began < 5, "nothing was in flight"
         assert not any(map(is_alive, pids))

@@ -54,6 +54,24 @@ async def test_invalid_request_is_told_and_the_next_answered(
     assert answer.output[0]["choices"][0]["message"]["content"] == greeting.content
 
 
+async def test_engine_logs_no_prompt_not_even_of_a_bad_request(platform: Platform, worker: Worker) -> None:
+    prompt = "nobody must read this"
+    for job_input in (
+        {"messages": [{"role": "user", "content": prompt}], "max_tokens": 5},
+        {"messages": [{"role": "user", "content": prompt}], "stream": True, "max_tokens": 5},
+        {"messages": [{"role": "user", "content": prompt}], "max_tokens": "many"},
+        {"messages": [{"role": "user", "content": {"not": prompt}}]},
+        {"messages": [{"role": prompt, "content": "x"}]},
+        {"text": prompt, "sampling_params": {"max_new_tokens": -1}},
+        {"text": prompt * 5000, "sampling_params": {"max_new_tokens": 5}},
+        {"text": "x", "sampling_params": {"temperature": prompt}},
+        {"openai_route": CHAT, "openai_input": {"messages": prompt}},
+        {"openai_route": CHAT, "openai_input": {"messages": [], "tools": prompt}},
+    ):
+        await platform.answer(job_input)
+    assert prompt not in worker.log
+
+
 async def test_unknown_model_card_is_told(platform: Platform, worker: Worker) -> None:
     error = error_of(await platform.answer({"openai_route": "/v1/models/gpt-5"}))
     assert (error["code"], error["param"]) == (404, "model")

@@ -34,7 +34,7 @@ RESPONSES: list[tuple[int, Any, tuple[str, str, str | None, int]]] = [
     (429, "", ("the engine answered with status 429 and no message", "rate_limit_error", None, 429)),
     (500, [], ("the engine answered with status 500 and no message", "server_error", None, 500)),
     (500, {"x": 1}, ("the engine answered with status 500 and no message", "server_error", None, 500)),
-    (307, "", ("the engine answered with status 500 and no message", "server_error", None, 500)),
+    (307, "", ("the engine answered with status 307 and no message", "server_error", None, 500)),
 ]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import job_loop
+from errors import JobError
 from job_loop import Job, JobHandler, JobLoop, PlatformError
 
 pytestmark = pytest.mark.anyio
@@ -58,6 +59,10 @@ async def ready() -> None:
     return
 
 
+def error_event(error: JobError) -> str:
+    return f"error event: {error.message}"
+
+
 async def echo(job: Job) -> AsyncGenerator[Any, None]:
     yield job["input"]
 
@@ -67,13 +72,18 @@ async def hang(job: Job) -> AsyncGenerator[Any, None]:
     yield "never"
 
 
+async def stream_and_hang(job: Job) -> AsyncGenerator[Any, None]:
+    yield "data: 1\n\n"
+    await asyncio.sleep(3600)
+
+
 async def raises(job: Job) -> AsyncGenerator[Any, None]:
     yield "half"
     raise RuntimeError("with user content in it")
 
 
 def started(platform: MemoryPlatform, handler: JobHandler) -> JobLoop:
-    loop = JobLoop(platform, handler, capacity=5, wait_until_ready=ready)
+    loop = JobLoop(platform, handler, capacity=5, wait_until_ready=ready, error_event=error_event)
     loop.start()
     return loop
 
@@ -113,6 +123,16 @@ async def test_job_that_hangs_is_reported_when_the_time_is_up() -> None:
     await asyncio.sleep(0.01)
     await loop.stop(timeout_seconds=0.05, reason="the engine is gone")
     assert [message_of(result) for result in platform.results["a"]] == ["the engine is gone"]
+
+
+async def test_stream_that_is_given_up_ends_with_an_error_event() -> None:
+    platform = MemoryPlatform()
+    loop = started(platform, stream_and_hang)
+    platform.jobs.put_nowait({"id": "a", "input": 5})
+    await asyncio.sleep(0.01)
+    await loop.stop(timeout_seconds=0.05, reason="over")
+    assert platform.outputs == ["data: 1\n\n", "error event: over"]
+    assert [message_of(result) for result in platform.results["a"]] == ["over"]
 
 
 async def test_handler_that_raises_fails_the_job_without_its_words() -> None:

@@ -199,6 +199,10 @@ async def running_worker(
         assert first.result().state is JobState.COMPLETED, worker.log
         ended.cancel()
         yield worker
+    except BaseException:  # a failed test has no interest in a drain
+        with suppress(ProcessLookupError):
+            worker.process.kill()
+        raise
     finally:
         await worker.stop()
 

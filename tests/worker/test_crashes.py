@@ -23,7 +23,7 @@ REASON = "the engine was killed by SIGKILL (usual cause: killed from outside, us
 MOMENTS: dict[str, tuple[dict[str, Any], float]] = {
     "before the first byte": ({"pause": 60}, 0.0),
     "in mid-stream": ({"events": 10_000, "pause": 0.01}, 0.0),
-    "between two outputs": ({"events": 10_000, "pause": 1.0}, 0.3),
+    "between two outputs": ({"events": 10_000, "pause": 0.4}, 0.15),
 }
 
 

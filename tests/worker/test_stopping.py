@@ -81,6 +81,8 @@ async def test_stopping_worker_reports_what_it_cannot_finish(platform: Platform)
         assert time.monotonic() - began < 8
         for job in (streaming, waiting):
             assert (error_of(job)["message"], error_of(job)["code"], job.answers) == (NOT_FINISHED, 503, 1)
+        assert events_of(streaming.stream)[-1] == {"error": error_of(streaming)}
+        assert waiting.stream == []
 
 
 async def test_result_on_its_way_when_the_time_is_up_is_not_cut(platform: Platform) -> None:

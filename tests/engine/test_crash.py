@@ -1,0 +1,62 @@
+"""The real SGLang loses its scheduler under load: every job is answered, after a restart, or failed with the reason."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from embedded.conversations import CONVERSATIONS, conversation
+from embedded.environment import engine_environment
+from local_runpod import JobState
+from tests.worker.harness import Worker, error_of, events_of, is_alive, running_platform, running_worker
+
+pytestmark = pytest.mark.anyio
+
+ENDLESS = {"text": "Count: ", "stream": True, "sampling_params": {"max_new_tokens": 600, "ignore_eos": True}}
+UNSTREAMED = {**ENDLESS, "stream": False}
+
+
+async def test_killed_scheduler_under_load_loses_no_job_and_killed_worker_leaves_no_process() -> None:
+    async with (
+        running_platform() as platform,
+        running_worker(platform, engine_environment({}), start_seconds=180) as worker,
+    ):
+        streams = [platform.queue.submit(ENDLESS) for _ in range(8)]  # as much as its 8192 tokens hold
+        waiting = [platform.queue.submit(UNSTREAMED) for _ in range(4)]
+        for job in streams:
+            await job.streamed(2, 60)
+        before = worker.engine_pids()
+        [scheduler] = processes_named(worker, "sglang::scheduler")
+        began = time.monotonic()
+        os.kill(scheduler, signal.SIGKILL)
+        for job in streams:
+            error = error_of(await job.finished(30))
+            assert error["code"] == 502
+            assert "the engine's process sglang::scheduler" in error["message"]
+            assert events_of(job.stream)[-1] == {"error": error}
+        assert time.monotonic() - began < 5, "SGLang itself needs 5 s to notice"
+        # Asked while SGLang is down, and before: all of them are answered by the next one.
+        greeting = conversation("greeting_without_thinking")
+        asked = [platform.queue.submit(each.request()) for each in CONVERSATIONS]
+        answer = await platform.answer(greeting.request(), timeout_seconds=180)
+        assert answer.output[0]["choices"][0]["message"]["content"] == greeting.content
+        for job in [*asked, *waiting]:
+            assert (await job.finished(60)).state is JobState.COMPLETED, job.error
+        assert [job.answers for job in [*streams, *waiting, *asked]] == [1] * (12 + len(CONVERSATIONS))
+        assert not any(map(is_alive, before))
+
+        processes = [*worker.engine_pids(), *worker.children()]
+        assert len(processes) > 4
+        worker.process.kill()
+        async with asyncio.timeout(5):
+            while any(map(is_alive, processes)):
+                await asyncio.sleep(0.05)
+
+
+def processes_named(worker: Worker, prefix: str) -> list[int]:
+    return [pid for pid in worker.engine_pids() if Path(f"/proc/{pid}/cmdline").read_text().startswith(prefix)]
