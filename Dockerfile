@@ -10,7 +10,7 @@ RUN python3 -m pip freeze --exclude-editable >/tmp/base.txt \
         "runpod==1.12.0" "httpx-aiohttp==0.2.0" "python-dotenv==1.2.4" \
     && rm /tmp/base.txt
 
-COPY *.py ./
+COPY *.py sglang_options.json ./
 
 # RunPod's cached models and network volumes.
 ENV HF_HOME=/runpod-volume/huggingface-cache \
@@ -25,5 +25,8 @@ ENV HF_HOME=/runpod-volume/huggingface-cache \
     SPECULATIVE_NUM_DRAFT_TOKENS=4 \
     HOST=127.0.0.1 \
     PORT=30000
+
+# What the image sets, so that the worker can tell it from what a user sets: a preset may replace it.
+RUN printenv >image.env
 
 CMD ["python3", "-u", "handler.py"]

@@ -1,117 +1,73 @@
-"""The engine room's plan: SGLang's command line from the environment.
+"""The engine room's plan: SGLang's command line from the environment. `python engine.py` runs it without any jobs.
 
-Pure: a mapping of variables in, a command line out, every problem reported at once. The process that runs it is in
-engine_process.py, its restarts in supervisor.py.
+Planning is pure: a mapping of variables in, a command line out, every problem reported at once. The process that the
+worker runs it in is in engine_process.py, its restarts in supervisor.py.
 """
 
 from __future__ import annotations
 
-import json
-import logging
-import re
+import argparse
+import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from pathlib import Path
 
-from settings import ConfigurationError
+from dotenv import load_dotenv
 
-log = logging.getLogger("worker.engine")
+import options
+from masking import Mask
+from misspelt import nearest_names
+from options import Option
+from presets import PRESETS, Preset
+from settings import VARIABLES, ConfigurationError, Settings
 
+# Names that users of RunPod's official SGLang and vLLM workers know, where they mean the same as an option of SGLang.
+RUNPOD_NAMES: dict[str, str] = {
+    "MODEL_NAME": "MODEL_PATH",
+    "MODEL_REVISION": "REVISION",
+    "TOKENIZER": "TOKENIZER_PATH",
+    "TOKENIZER_NAME": "TOKENIZER_PATH",
+    "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "SERVED_MODEL_NAME",
+    "MAX_MODEL_LEN": "CONTEXT_LENGTH",
+    "MAX_NUM_SEQS": "MAX_RUNNING_REQUESTS",
+    "SEED": "RANDOM_SEED",
+}
 
-class Kind(Enum):
-    """How an option's value is written in the environment and on the command line."""
+# Options that are no business of a user's: the worker depends on them, or they make no sense in it.
+RESERVED: dict[str, str] = {
+    "CONFIG": "a file could set what this worker then does not know; set the variables of the options instead",
+    "GRPC_MODE": "the worker talks HTTP to its engine",
+    "SMG_GRPC_MODE": "the worker talks HTTP to its engine",
+    "FASTAPI_ROOT_PATH": "it moves the paths that the worker calls",
+    "SSL_KEYFILE": "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform",
+    "SSL_CERTFILE": "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform",
+    "SSL_CA_CERTS": "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform",
+    "SSL_KEYFILE_PASSWORD": "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform",
+    "ENABLE_SSL_REFRESH": "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform",
+    "NNODES": "one worker is one machine; scale out with more workers",
+    "NODE_RANK": "one worker is one machine; scale out with more workers",
+    "DIST_INIT_ADDR": "one worker is one machine; scale out with more workers",
+    "DISAGGREGATION_MODE": "prefill and decode apart need two engines and a router; a worker is one engine",
+    "ENCODER_ONLY": "such an engine answers no requests",
+}
 
-    TEXT = "text"
-    INTEGER = "a whole number"
-    SIZE = "a whole number, or one with a unit such as 128k or 64Ki"
-    NUMBER = "a number"
-    FLAG = "true or false"  # the flag alone when true, nothing when false
-    JSON = "JSON"
-    LIST = "words, split like a shell does, or a JSON array"
-
-
-@dataclass(frozen=True)
-class Option:
-    """One launch option of SGLang."""
-
-    flag: str
-    kind: Kind = Kind.TEXT
-    secret: bool = False
-
-
-# Environment variable -> launch option of SGLang 0.5.23. Several names may lead to one flag: SGLang's own spellings,
-# and the names that users of RunPod's official SGLang worker know.
-OPTIONS: dict[str, Option] = {
-    # The model
-    "MODEL_NAME": Option("--model-path"),
-    "MODEL_PATH": Option("--model-path"),
-    "SERVED_MODEL_NAME": Option("--served-model-name"),
-    "REVISION": Option("--revision"),
-    "TOKENIZER_PATH": Option("--tokenizer-path"),
-    "TOKENIZER_MODE": Option("--tokenizer-mode"),
-    "SKIP_TOKENIZER_INIT": Option("--skip-tokenizer-init", Kind.FLAG),
-    "TRUST_REMOTE_CODE": Option("--trust-remote-code", Kind.FLAG),
-    "LOAD_FORMAT": Option("--load-format"),
-    "DTYPE": Option("--dtype"),
-    "QUANTIZATION": Option("--quantization"),
-    "KV_CACHE_DTYPE": Option("--kv-cache-dtype"),
-    "CONTEXT_LENGTH": Option("--context-length", Kind.SIZE),
-    "CHAT_TEMPLATE": Option("--chat-template"),
-    # What GLM-4.7-Flash's answers mean
-    "TOOL_CALL_PARSER": Option("--tool-call-parser"),
-    "REASONING_PARSER": Option("--reasoning-parser"),
-    # The server
-    "HOST": Option("--host"),
-    "PORT": Option("--port", Kind.INTEGER),
-    "API_KEY": Option("--api-key", secret=True),
-    "ADMIN_API_KEY": Option("--admin-api-key", secret=True),
-    "LOG_LEVEL": Option("--log-level"),
-    "LOG_LEVEL_HTTP": Option("--log-level-http"),
-    "LOG_REQUESTS": Option("--log-requests", Kind.FLAG),
-    "SHOW_TIME_COST": Option("--show-time-cost", Kind.FLAG),
-    "FILE_STORAGE_PATH": Option("--file-storage-path"),
-    "STREAM_INTERVAL": Option("--stream-interval", Kind.INTEGER),
-    "ENABLE_METRICS": Option("--enable-metrics", Kind.FLAG),
-    "ENABLE_CACHE_REPORT": Option("--enable-cache-report", Kind.FLAG),
-    "WATCHDOG_TIMEOUT": Option("--watchdog-timeout", Kind.NUMBER),
-    # Memory and scheduling
-    "MEM_FRACTION_STATIC": Option("--mem-fraction-static", Kind.NUMBER),
-    "MAX_RUNNING_REQUESTS": Option("--max-running-requests", Kind.INTEGER),
-    "MAX_TOTAL_TOKENS": Option("--max-total-tokens", Kind.SIZE),
-    "CHUNKED_PREFILL_SIZE": Option("--chunked-prefill-size", Kind.INTEGER),
-    "MAX_PREFILL_TOKENS": Option("--max-prefill-tokens", Kind.SIZE),
-    "SCHEDULE_POLICY": Option("--schedule-policy"),
-    "SCHEDULE_CONSERVATIVENESS": Option("--schedule-conservativeness", Kind.NUMBER),
-    "DISABLE_RADIX_CACHE": Option("--disable-radix-cache", Kind.FLAG),
-    "SLEEP_ON_IDLE": Option("--sleep-on-idle", Kind.FLAG),
-    # Speculative decoding
-    "SPECULATIVE_ALGORITHM": Option("--speculative-algorithm"),
-    "SPECULATIVE_DRAFT_MODEL_PATH": Option("--speculative-draft-model-path"),
-    "SPECULATIVE_NUM_STEPS": Option("--speculative-num-steps", Kind.INTEGER),
-    "SPECULATIVE_EAGLE_TOPK": Option("--speculative-eagle-topk", Kind.INTEGER),
-    "SPECULATIVE_NUM_DRAFT_TOKENS": Option("--speculative-num-draft-tokens", Kind.INTEGER),
-    # The hardware
-    "DEVICE": Option("--device"),
-    "TENSOR_PARALLEL_SIZE": Option("--tensor-parallel-size", Kind.INTEGER),
-    "TP_SIZE": Option("--tensor-parallel-size", Kind.INTEGER),
-    "DATA_PARALLEL_SIZE": Option("--data-parallel-size", Kind.INTEGER),
-    "DP_SIZE": Option("--data-parallel-size", Kind.INTEGER),
-    "LOAD_BALANCE_METHOD": Option("--load-balance-method"),
-    "ENABLE_P2P_CHECK": Option("--enable-p2p-check", Kind.FLAG),
-    # Kernels
-    "ATTENTION_BACKEND": Option("--attention-backend"),
-    "SAMPLING_BACKEND": Option("--sampling-backend"),
-    "GRAMMAR_BACKEND": Option("--grammar-backend"),
-    "DISABLE_CUDA_GRAPH": Option("--disable-cuda-graph", Kind.FLAG),
-    "DISABLE_OUTLINES_DISK_CACHE": Option("--disable-outlines-disk-cache", Kind.FLAG),
-    "ENABLE_TORCH_COMPILE": Option("--enable-torch-compile", Kind.FLAG),
-    "TRITON_ATTENTION_REDUCE_IN_FP32": Option("--triton-attention-reduce-in-fp32", Kind.FLAG),
-    "RANDOM_SEED": Option("--random-seed", Kind.INTEGER),
-    # Shapes that no environment variable above has
-    "JSON_MODEL_OVERRIDE_ARGS": Option("--json-model-override-args", Kind.JSON),
-    "LORA_PATHS": Option("--lora-paths", Kind.LIST),
+# Variables of other versions and of other workers that are no option of this SGLang, and what to set instead.
+RENAMED: dict[str, str] = {
+    "ENABLE_FLASHINFER_MLA": "use ATTENTION_BACKEND=flashinfer",
+    "ENABLE_DEEPEP_MOE": "use MOE_A2A_BACKEND=deepep",
+    "ENABLE_EP_MOE": "use EP_SIZE",
+    "ENABLE_FLASHINFER_MOE": "use MOE_RUNNER_BACKEND=flashinfer_cutlass",
+    "CUDA_GRAPH_MAX_BS": "use CUDA_GRAPH_MAX_BS_DECODE",
+    "CUDA_GRAPH_BS": "use CUDA_GRAPH_BS_DECODE",
+    "GPU_MEMORY_UTILIZATION": "use MEM_FRACTION_STATIC, which counts weights and KV cache only",
+    "MAX_NUM_BATCHED_TOKENS": "use CHUNKED_PREFILL_SIZE",
+    "ENABLE_PREFIX_CACHING": "it is always on; DISABLE_RADIX_CACHE=true turns it off",
+    "ENFORCE_EAGER": "use DISABLE_CUDA_GRAPH=true",
+    "BLOCK_SIZE": "use PAGE_SIZE",
+    "CUSTOM_CHAT_TEMPLATE": "use CHAT_TEMPLATE",
+    "DISABLE_LOG_REQUESTS": "requests are not logged unless LOG_REQUESTS=true",
 }
 
 # What GLM-4.7-Flash needs, from its model card (https://huggingface.co/zai-org/GLM-4.7-Flash); 0.9 of the GPU's memory
@@ -133,11 +89,30 @@ DEFAULTS: dict[str, str] = {
 # These describe the default algorithm; where that is turned off or replaced, they would describe nothing.
 _EAGLE_DEFAULTS = ("SPECULATIVE_NUM_STEPS", "SPECULATIVE_EAGLE_TOPK", "SPECULATIVE_NUM_DRAFT_TOKENS")
 
-# Variables of RunPod's official SGLang worker whose option SGLang no longer has.
-REMOVED: dict[str, str] = {"ENABLE_FLASHINFER_MLA": "use ATTENTION_BACKEND=flashinfer"}
+EXTRA_ARGS = "SGLANG_EXTRA_ARGS"
 
-_SIZE = re.compile(r"-?\d+|\d+(\.\d+)?[kMGT]|\d+[KMGT]i")  # SGLang's human_readable_int
-_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+# The environment of the image, one NAME=value a line, written when it is built: what it sets is a default, which a
+# preset may replace, and not a user's wish.
+IMAGE_FILE = Path(__file__).with_name("image.env")
+
+
+def _options() -> dict[str, Option]:
+    table = options.load()
+    by_name = {name: option for option in table for name in (option.name, *option.aliases)}
+    return by_name | {name: by_name[known] for name, known in RUNPOD_NAMES.items()}
+
+
+# Environment variable -> launch option, for every spelling of every option's flag and the names above.
+OPTIONS: dict[str, Option] = _options()
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A variable that counts, its value, and where it came from: `default`, `image`, `preset …` or `environment`."""
+
+    name: str
+    value: str
+    source: str
 
 
 @dataclass(frozen=True)
@@ -147,40 +122,46 @@ class EngineConfig:
     arguments: tuple[str, ...]
     """SGLang's launch arguments, after `python -m sglang.launch_server`."""
 
+    settings: tuple[Setting, ...]
+    """The variables that they come from."""
+
     host: str
     port: int
     served_model_name: str
     api_key: str | None = None
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> EngineConfig:
-        """Build the configuration from environment variables over the defaults.
+    def from_environ(cls, environ: Mapping[str, str], image: Mapping[str, str] | None = None) -> EngineConfig:
+        """Build the configuration from environment variables over a preset, the image's variables and the defaults.
 
-        Raises ConfigurationError with every problem at once: a value of the wrong kind, or two names of one option with
-        different values.
+        Raises ConfigurationError with every problem at once: a value that is not accepted, two names of one option with
+        different values, a reserved option.
         """
         problems: list[str] = []
-        chosen = _choose(environ, problems)
+        chosen = _choose(environ, image or {}, problems)
         arguments: list[str] = []
-        for name, value in chosen.items():
+        for setting in chosen.values():
+            option = OPTIONS[setting.name]
             try:
-                arguments += _arguments(OPTIONS[name], value)
-            except ValueError:
-                problems.append(f"{name}={_shown(name, value)}: expected {OPTIONS[name].kind.value}")
-        by_flag = {OPTIONS[name].flag: value for name, value in chosen.items()}
-        if "--model-path" not in by_flag:
-            problems.append("MODEL_NAME is empty: there is no model to serve")
-        for name, flag in (("HOST", "--host"), ("PORT", "--port")):
-            if flag not in by_flag:
-                problems.append(f"{name} is empty: the worker must know where its engine listens")
+                arguments += option.arguments(setting.value, setting.name) if setting.value else []
+            except ValueError as error:
+                problems.append(f"{setting.name}={_shown(option, setting.value)}: expected {error}")
+        extra = _extra_arguments(environ, problems)
+        given = {flag: setting.value for flag, setting in chosen.items()} | dict(_values(extra))
+        for flag, name in (("--model-path", "MODEL_NAME"), ("--host", "HOST"), ("--port", "PORT")):
+            if not given.get(flag):
+                problems.append(f"{name} is empty: {_MUST_BE_KNOWN[flag]}")
+        if not problems and not given["--port"].isdecimal():
+            problems.append(f"{EXTRA_ARGS}: --port must be a whole number")
         if problems:
             raise ConfigurationError(problems)
         return cls(
-            arguments=tuple(arguments),
-            host=by_flag["--host"],
-            port=int(by_flag["--port"]),
-            served_model_name=by_flag.get("--served-model-name", by_flag["--model-path"]),
-            api_key=by_flag.get("--api-key"),
+            arguments=(*arguments, *extra),
+            settings=tuple(chosen.values()),
+            host=given["--host"],
+            port=int(given["--port"]),
+            served_model_name=given.get("--served-model-name") or given["--model-path"],
+            api_key=given.get("--api-key"),
         )
 
     @property
@@ -195,66 +176,216 @@ class EngineConfig:
 
     def shown_command(self) -> str:
         """The command line as a log may show it, secrets masked."""
-        secret_flags = {option.flag for option in OPTIONS.values() if option.secret}
-        shown, hide = [], False
-        for word in self.command():
-            shown.append("***" if hide else word)
-            hide = word in secret_flags
-        return shlex.join(shown)
+        return shlex.join(_masked(self.command()))
 
 
-def _choose(environ: Mapping[str, str], problems: list[str]) -> dict[str, str]:
-    """The variables that count, by name, in the order of OPTIONS: those that are set, over the defaults."""
-    chosen: dict[str, str] = {}
-    name_of_flag: dict[str, str] = {}
-    off: set[str] = set()
-    for name, option in OPTIONS.items():
-        if name not in environ:
+_MUST_BE_KNOWN = {
+    "--model-path": "there is no model to serve",
+    "--host": "the worker must know where its engine listens",
+    "--port": "the worker must know where its engine listens",
+}
+
+
+def read_image_file(path: Path = IMAGE_FILE) -> dict[str, str]:
+    """The variables that the image sets; empty outside of one."""
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return {}
+    return dict(line.split("=", 1) for line in lines if "=" in line)
+
+
+def _choose(environ: Mapping[str, str], image: Mapping[str, str], problems: list[str]) -> dict[str, Setting]:
+    """What counts for each flag, in the table's order: the environment over a preset, over the image, over defaults."""
+    preset = _preset(environ, problems)
+    by_user, by_image = _split(environ, image)
+    layers = [
+        ("default", DEFAULTS),
+        ("image", by_image),
+        (f"preset {preset.name}" if preset else "", preset.variables if preset else {}),
+        ("environment", by_user),
+    ]
+    chosen: dict[str, Setting] = {}
+    for source, variables in layers:
+        chosen |= _settings(source, variables, problems)
+    algorithm = chosen.get("--speculative-algorithm")
+    if algorithm is None or algorithm.value != "EAGLE":
+        for flag in (OPTIONS[name].flag for name in _EAGLE_DEFAULTS):
+            if flag in chosen and chosen[flag].source in ("default", "image"):
+                del chosen[flag]
+    order = {option.flag: None for option in OPTIONS.values()}
+    return {flag: chosen[flag] for flag in order if flag in chosen}
+
+
+def _preset(environ: Mapping[str, str], problems: list[str]) -> Preset | None:
+    name = environ.get("PRESET", "").strip().lower()
+    if name and name not in PRESETS:
+        problems.append(f"PRESET={name!r}: expected one of {', '.join(PRESETS)}")
+    return PRESETS.get(name)
+
+
+def _split(environ: Mapping[str, str], image: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The options' variables that the user set, and those that are still as the image set them."""
+    known = {name: environ[name].strip() for name in OPTIONS if name in environ}
+    by_image = {name: value for name, value in known.items() if image.get(name) == environ[name]}
+    return {name: value for name, value in known.items() if name not in by_image}, by_image
+
+
+def _settings(source: str, variables: Mapping[str, str], problems: list[str]) -> dict[str, Setting]:
+    """One layer, by flag. An empty value stands: it turns the layers below it off."""
+    found: dict[str, Setting] = {}
+    for name in (name for name in OPTIONS if name in variables):
+        flag, value = OPTIONS[name].flag, variables[name]
+        if source == "environment" and value and (canonical := OPTIONS[name].name) in RESERVED:
+            problems.append(f"{name} is reserved: {RESERVED[canonical]}")
+        other = found.get(flag)
+        if other is not None and other.value and value and other.value != value:
+            problems.append(f"{other.name} and {name} both set {flag}, to different values")
+        elif other is None or not other.value:
+            found[flag] = Setting(name, value, source)
+    return found
+
+
+def _extra_arguments(environ: Mapping[str, str], problems: list[str]) -> list[str]:
+    try:
+        words = shlex.split(environ.get(EXTRA_ARGS, ""))
+    except ValueError as error:
+        problems.append(f"{EXTRA_ARGS} cannot be split like a shell does: {str(error).lower()}")
+        return []
+    for word in words:
+        option = _option_of(word.partition("=")[0])
+        if option is not None and option.name in RESERVED:
+            problems.append(f"{EXTRA_ARGS}: {option.flag} is reserved: {RESERVED[option.name]}")
+    return words
+
+
+def _values(words: list[str]) -> Iterator[tuple[str, str]]:
+    """The flags among the words that take one value, by their option's first spelling, and that value."""
+    for position, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if (option := _option_of(flag)) is not None:
+            yield option.flag, value if equals else " ".join(words[position + 1 : position + 2])
+
+
+def _option_of(flag: str) -> Option | None:
+    """The option of a flag as argparse reads it: any spelling, or the beginning of just one."""
+    if not flag.startswith("--"):
+        return None
+    name = options.variable_name(flag)
+    if name in OPTIONS and name not in RUNPOD_NAMES:
+        return OPTIONS[name]
+    begun = {
+        OPTIONS[full].flag: OPTIONS[full] for full in OPTIONS if full not in RUNPOD_NAMES and full.startswith(name)
+    }
+    return next(iter(begun.values())) if len(begun) == 1 else None
+
+
+def warnings_for(environ: Mapping[str, str]) -> Iterator[str]:
+    """What the user should know of variables that have no effect: misspelt ones, and ones of other versions."""
+    version = options.sglang_version()
+    known = {*OPTIONS, *(variable.name for variable in VARIABLES), EXTRA_ARGS, "PRESET"}
+    for name in sorted(environ):
+        if name in known or not environ[name].strip():
             continue
-        value = environ[name].strip()
-        if not value:
-            off.add(option.flag)
-        elif (other := name_of_flag.get(option.flag)) and chosen[other] != value:
-            problems.append(f"{other} and {name} both set {option.flag}, to different values")
-        elif other is None:
-            chosen[name], name_of_flag[option.flag] = value, name
-    defaults = dict(DEFAULTS)
-    if environ.get("SPECULATIVE_ALGORITHM", DEFAULTS["SPECULATIVE_ALGORITHM"]).strip() != "EAGLE":
-        for name in _EAGLE_DEFAULTS:
-            del defaults[name]
-    for name, value in defaults.items():
-        flag = OPTIONS[name].flag
-        if flag not in name_of_flag and flag not in off:
-            chosen[name] = value
-    for name, hint in REMOVED.items():
-        if environ.get(name, "").strip():
-            log.warning("%s is ignored: SGLang no longer has this option; %s", name, hint)
-    return {name: chosen[name] for name in OPTIONS if name in chosen}
+        if name in RENAMED:
+            yield f"{name} is ignored: it is no option of SGLang {version}; {RENAMED[name]}"
+        elif near := nearest_names(name, known):
+            yield f"{name} is ignored: it is no option of SGLang {version}; did you mean {' or '.join(near)}?"
 
 
-def _arguments(option: Option, value: str) -> list[str]:
-    """The command-line words of one option. Raises ValueError for a value that is not of the option's kind."""
-    match option.kind:
-        case Kind.FLAG:
-            if value.lower() not in _TRUE + _FALSE:
-                raise ValueError(value)
-            return [option.flag] if value.lower() in _TRUE else []
-        case Kind.INTEGER:
-            int(value)
-        case Kind.SIZE:
-            if not _SIZE.fullmatch(value):
-                raise ValueError(value)
-        case Kind.NUMBER:
-            float(value)
-        case Kind.JSON:
-            json.loads(value)
-        case Kind.LIST:
-            words = json.loads(value) if value.startswith("[") else shlex.split(value)
-            return [option.flag, *(word if isinstance(word, str) else json.dumps(word) for word in words)]
-        case Kind.TEXT:
-            pass
-    return [option.flag, value]
+def _masked(words: list[str]) -> list[str]:
+    shown, hide = [], False
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        is_secret = (option := _option_of(flag)) is not None and option.is_secret
+        shown.append("***" if hide else f"{flag}=***" if is_secret and equals else word)
+        hide = is_secret and not equals
+    return shown
 
 
-def _shown(name: str, value: str) -> str:
-    return "***" if OPTIONS[name].secret else repr(value)
+def _shown(option: Option, value: str) -> str:
+    return "***" if option.is_secret else repr(value)
+
+
+def main() -> int:
+    """Serve SGLang alone, in this process's place; or with `--print`, show what would be run."""
+    parser = argparse.ArgumentParser(
+        prog="python engine.py",
+        description="Serve SGLang alone, in the foreground, as the environment configures it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--print", action="store_true", help="show the command line and every setting; start nothing")
+    shall_print = parser.parse_args().print
+    load_dotenv(Path.cwd() / ".env")  # what the environment has already wins
+    mask, image = Mask.from_environ(os.environ), read_image_file()
+    for warning in warnings_for(os.environ):
+        print(mask(f"warning: {warning}"), file=sys.stderr)
+    try:
+        config, _ = configure(os.environ, image)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            print(mask(problem), file=sys.stderr)
+        return 2
+    if shall_print:
+        print(mask(_overview(config, os.environ, image)))
+        return 0
+    print(mask(f"starting the engine: {config.shown_command()}"), file=sys.stderr, flush=True)
+    # In this process's place: signals, the exit code and the terminal are SGLang's own.
+    os.execve(sys.executable, config.command(), child_environ(os.environ))  # noqa: S606
+
+
+def configure(environ: Mapping[str, str], image: Mapping[str, str]) -> tuple[EngineConfig, Settings]:
+    """The engine's configuration and the worker's settings. Raises ConfigurationError with the problems of both."""
+    problems: list[str] = []
+    config: EngineConfig | None = None
+    settings: Settings | None = None
+    try:
+        config = EngineConfig.from_environ(environ, image)
+    except ConfigurationError as error:
+        problems += error.problems
+    try:
+        settings = Settings.from_environ(environ)
+    except ConfigurationError as error:
+        problems += error.problems
+    if config is None or settings is None:
+        raise ConfigurationError(problems)
+    return config, settings
+
+
+def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The engine's environment: ours, with a `/health` that does not generate tokens but still means warm."""
+    return {**environ, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+
+
+def _overview(config: EngineConfig, environ: Mapping[str, str], image: Mapping[str, str]) -> str:
+    """The command line, and every setting with where it came from."""
+    rows = [
+        (setting.name, _shown_setting(setting), setting.source)
+        for setting in (*config.settings, *_other_settings(environ, image))
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [config.shown_command(), ""]
+    lines += [f"{name:<{widths[0]}}  {value:<{min(widths[1], 60)}}  {source}" for name, value, source in rows]
+    return "\n".join(lines)
+
+
+def _shown_setting(setting: Setting) -> str:
+    if setting.name == EXTRA_ARGS:
+        return shlex.join(_masked(shlex.split(setting.value)))
+    option = OPTIONS.get(setting.name)
+    return "***" if option is not None and option.is_secret else setting.value or "(off)"
+
+
+def _other_settings(environ: Mapping[str, str], image: Mapping[str, str]) -> Iterator[Setting]:
+    """What is no option of SGLang: the preset, the extra arguments, the worker's own variables."""
+    defaults = {"PRESET": "", EXTRA_ARGS: ""} | {variable.name: variable.default for variable in VARIABLES}
+    for name, default in defaults.items():
+        value = environ.get(name, "").strip()
+        if not value and not default:
+            continue
+        source = "default" if not value else "image" if image.get(name) == environ[name] else "environment"
+        yield Setting(name, value or default, source)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from diagnosis import explain
-from engine import EngineConfig
+from engine import EngineConfig, child_environ
 from masking import Mask
 from processes import GroupGuard, die_with_parent, group_members, kill_group, name_of, wait_for_exit
 
@@ -95,7 +95,7 @@ class Engine:
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=descriptor,
-                env=_child_environ(os.environ),
+                env=child_environ(os.environ),
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
@@ -275,11 +275,6 @@ async def _cancel(*tasks: asyncio.Task[Any]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _child_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: ours, with a `/health` that does not generate tokens but still means warm."""
-    return {**environ, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
 
 
 def _is_listening(config: EngineConfig) -> bool:

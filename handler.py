@@ -25,7 +25,7 @@ import answers
 import serverless
 import streaming
 from answers import ErrorEvent, Output
-from engine import EngineConfig
+from engine import EngineConfig, configure, read_image_file, warnings_for
 from engine_process import Engine
 from errors import (
     AnswerCutOffError,
@@ -231,17 +231,12 @@ def main() -> int:
     arguments = serverless.parse_arguments(sys.argv[1:])
     mask = Mask.from_environ(os.environ)
     serverless.configure_logging(mask)
-    problems: list[str] = []
+    for warning in warnings_for(os.environ):
+        log.warning("%s", warning)
     try:
-        settings = Settings.from_environ(os.environ)
+        config, settings = configure(os.environ, read_image_file())
     except ConfigurationError as error:
-        problems += error.problems
-    try:
-        config = EngineConfig.from_environ(os.environ)
-    except ConfigurationError as error:
-        problems += error.problems
-    if problems:
-        for problem in problems:
+        for problem in error.problems:
             log.error("%s", problem)
         return serverless.EXIT_USAGE
     os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK takes DEBUG and prints every output

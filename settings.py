@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from routes import is_plain_path
 
@@ -25,51 +26,110 @@ class ConfigurationError(Exception):
 
 
 @dataclass(frozen=True)
+class Variable:
+    """One variable of the worker's own: its default as text, what is accepted, and what it means."""
+
+    name: str
+    default: str
+    expected: str
+    meaning: str
+    parse: Callable[[str], Any]
+    """From text to value. Raises ValueError for what is not accepted."""
+
+
+def _count(least: int = 1, most: float = math.inf) -> tuple[str, Callable[[str], int]]:
+    def parse(text: str) -> int:
+        if not least <= (value := int(text)) <= most:
+            raise ValueError(text)
+        return value
+
+    span = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
+    return f"a whole number {span}", parse
+
+
+def _seconds(text: str) -> float:
+    if not 0 < (value := float(text)) < math.inf:
+        raise ValueError(text)
+    return value
+
+
+def _level(text: str) -> str:
+    if text.upper() not in LOG_LEVELS:
+        raise ValueError(text)
+    return text.upper()
+
+
+def _paths(text: str) -> frozenset[str]:
+    paths = frozenset(text.replace(",", " ").split())
+    if not all(map(is_plain_path, paths)):
+        raise ValueError(text)
+    return paths
+
+
+def _variable(name: str, default: int | str, expected: tuple[str, Callable[[str], Any]], meaning: str) -> Variable:
+    return Variable(name, str(default), expected[0], meaning, expected[1])
+
+
+_A_TIME = ("a number of seconds above 0", _seconds)
+_A_LEVEL = (f"one of {', '.join(LOG_LEVELS)}", _level)
+
+VARIABLES = (
+    _variable("MAX_CONCURRENCY", 300, _count(), "jobs handled at once"),
+    _variable(
+        "REQUEST_TIMEOUT_SECONDS", 10 * MINUTES, _A_TIME, "the longest silence of the engine in the middle of a request"
+    ),
+    _variable(
+        "STARTUP_TIMEOUT_SECONDS",
+        30 * MINUTES,
+        _A_TIME,
+        "the longest wait for the engine to become ready; a first start downloads 62 GB",
+    ),
+    _variable("SHUTDOWN_TIMEOUT_SECONDS", 2 * MINUTES, _A_TIME, "time for jobs in flight to finish once told to stop"),
+    _variable("ENGINE_MAX_RESTARTS", 3, _count(least=0), "how often a dead engine is started again within the window"),
+    _variable("ENGINE_RESTART_WINDOW_SECONDS", 10 * MINUTES, _A_TIME, "the time in which restarts are counted"),
+    _variable("MAX_WAITING_JOBS", 1000, _count(least=0), "jobs that may wait while the engine restarts"),
+    _variable(
+        "MAX_REQUEST_BYTES",
+        20 * MIB,
+        _count(),
+        "the largest request body; RunPod itself takes 10 MB at /run and 20 MB at /runsync",
+    ),
+    _variable("MAX_JSON_DEPTH", 100, _count(most=MOST_JSON_LEVELS), "how deep arrays and objects may nest in an input"),
+    _variable("MAX_N", 128, _count(), "the most answers to one prompt (`n`); OpenAI's API takes up to 128"),
+    _variable(
+        "ALLOWED_ROUTES",
+        "",
+        ("plain paths such as /tokenize, separated by commas or spaces", _paths),
+        "paths on the engine that are open to clients beside the usual ones",
+    ),
+    _variable("RUNPOD_LOG_LEVEL", "INFO", _A_LEVEL, "the least that is logged, in the SDK's words"),
+    _variable("RUNPOD_DEBUG_LEVEL", "", _A_LEVEL, "the older name of RUNPOD_LOG_LEVEL, which wins"),
+)
+
+
+@dataclass(frozen=True)
 class Limits:
-    """How much one request may ask for."""
+    """How much one request may ask for: MAX_REQUEST_BYTES, MAX_JSON_DEPTH (levels) and MAX_N."""
 
     request_bytes: int = 20 * MIB
-    """The largest request body (`MAX_REQUEST_BYTES`). RunPod itself takes 10 MB at /run and 20 MB at /runsync."""
-
     json_depth: int = 100
-    """How deep arrays and objects may nest in a job's input (`MAX_JSON_DEPTH`)."""
-
     n: int = 128
-    """The most answers to one prompt, the parameter `n` (`MAX_N`). OpenAI's API takes up to 128."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a user may set of the worker itself. All times in seconds."""
+    """What a user may set of the worker itself, by the names and meanings of VARIABLES. All times in seconds."""
 
-    max_concurrency: int = 300
-    """Jobs handled at once (`MAX_CONCURRENCY`)."""
-
-    max_waiting_jobs: int = 1000
-    """Jobs that may wait while the engine restarts (`MAX_WAITING_JOBS`); more are refused with 503."""
-
-    request_timeout_seconds: float = 10 * MINUTES
-    """The longest silence of the engine in the middle of a request (`REQUEST_TIMEOUT_SECONDS`)."""
-
-    startup_timeout_seconds: float = 30 * MINUTES
-    """The longest wait for the engine to become ready (`STARTUP_TIMEOUT_SECONDS`). A first start downloads 62 GB."""
-
-    shutdown_timeout_seconds: float = 2 * MINUTES
-    """How long jobs in flight may take to finish once the worker is told to stop (`SHUTDOWN_TIMEOUT_SECONDS`)."""
-
-    engine_max_restarts: int = 3
-    """How often a dead engine is started again within the window (`ENGINE_MAX_RESTARTS`); 0 means never."""
-
-    engine_restart_window_seconds: float = 10 * MINUTES
-    """The time in which restarts are counted (`ENGINE_RESTART_WINDOW_SECONDS`)."""
-
-    limits: Limits = Limits()
-
-    allowed_routes: frozenset[str] = frozenset()
-    """Paths on the engine that are open to clients beside the usual ones (`ALLOWED_ROUTES`)."""
-
-    log_level: str = "INFO"
-    """The least that is logged, in the SDK's words (`RUNPOD_LOG_LEVEL`, or its older name `RUNPOD_DEBUG_LEVEL`)."""
+    max_concurrency: int
+    max_waiting_jobs: int
+    request_timeout_seconds: float
+    startup_timeout_seconds: float
+    shutdown_timeout_seconds: float
+    engine_max_restarts: int
+    engine_restart_window_seconds: float
+    limits: Limits
+    allowed_routes: frozenset[str]
+    log_level: str
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Settings:
@@ -78,73 +138,27 @@ class Settings:
         Raises ConfigurationError with every problem at once.
         """
         problems: list[str] = []
-        log_level = (environ.get("RUNPOD_LOG_LEVEL") or environ.get("RUNPOD_DEBUG_LEVEL") or cls.log_level).upper()
-        if log_level not in LOG_LEVELS:
-            problems.append(f"RUNPOD_LOG_LEVEL={log_level!r}: expected one of {', '.join(LOG_LEVELS)}")
-        settings = cls(
-            log_level=log_level,
-            max_concurrency=_count(environ, "MAX_CONCURRENCY", cls.max_concurrency, problems),
-            max_waiting_jobs=_count(environ, "MAX_WAITING_JOBS", cls.max_waiting_jobs, problems, least=0),
-            engine_max_restarts=_count(environ, "ENGINE_MAX_RESTARTS", cls.engine_max_restarts, problems, least=0),
-            limits=Limits(
-                request_bytes=_count(environ, "MAX_REQUEST_BYTES", Limits.request_bytes, problems),
-                json_depth=_count(environ, "MAX_JSON_DEPTH", Limits.json_depth, problems, most=MOST_JSON_LEVELS),
-                n=_count(environ, "MAX_N", Limits.n, problems),
-            ),
-            allowed_routes=_paths(environ, "ALLOWED_ROUTES", problems),
-            **{
-                name.lower(): _seconds(environ, name, getattr(cls, name.lower()), problems)
-                for name in (
-                    "REQUEST_TIMEOUT_SECONDS",
-                    "STARTUP_TIMEOUT_SECONDS",
-                    "SHUTDOWN_TIMEOUT_SECONDS",
-                    "ENGINE_RESTART_WINDOW_SECONDS",
-                )
-            },
-        )
+        values: dict[str, Any] = {}
+        for variable in VARIABLES:
+            text = environ.get(variable.name, "").strip() or variable.default
+            try:
+                values[variable.name] = variable.parse(text) if text else None
+            except ValueError:
+                problems.append(f"{variable.name}={text!r}: expected {variable.expected}")
         if problems:
             raise ConfigurationError(problems)
-        return settings
-
-
-def _count(
-    environ: Mapping[str, str],
-    name: str,
-    default: int,
-    problems: list[str],
-    *,
-    least: int = 1,
-    most: int | None = None,
-) -> int:
-    text = environ.get(name, "").strip()
-    if not text:
-        return default
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least or (most is not None and value > most):
-        span = f"from {least} to {most}" if most is not None else f"of at least {least}"
-        problems.append(f"{name}={text!r}: expected a whole number {span}")
-        return default
-    return value
-
-
-def _seconds(environ: Mapping[str, str], name: str, default: float, problems: list[str]) -> float:
-    text = environ.get(name, "").strip()
-    if not text:
-        return default
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (0 < value < math.inf):
-        problems.append(f"{name}={text!r}: expected a number of seconds above 0")
-        return default
-    return value
-
-
-def _paths(environ: Mapping[str, str], name: str, problems: list[str]) -> frozenset[str]:
-    paths = environ.get(name, "").replace(",", " ").split()
-    problems += [f"{name}: {path!r} is no plain path such as /tokenize" for path in paths if not is_plain_path(path)]
-    return frozenset(paths)
+        log_level = environ.get("RUNPOD_LOG_LEVEL", "").strip() and values["RUNPOD_LOG_LEVEL"]
+        return cls(
+            max_concurrency=values["MAX_CONCURRENCY"],
+            max_waiting_jobs=values["MAX_WAITING_JOBS"],
+            request_timeout_seconds=values["REQUEST_TIMEOUT_SECONDS"],
+            startup_timeout_seconds=values["STARTUP_TIMEOUT_SECONDS"],
+            shutdown_timeout_seconds=values["SHUTDOWN_TIMEOUT_SECONDS"],
+            engine_max_restarts=values["ENGINE_MAX_RESTARTS"],
+            engine_restart_window_seconds=values["ENGINE_RESTART_WINDOW_SECONDS"],
+            limits=Limits(
+                request_bytes=values["MAX_REQUEST_BYTES"], json_depth=values["MAX_JSON_DEPTH"], n=values["MAX_N"]
+            ),
+            allowed_routes=values["ALLOWED_ROUTES"] or frozenset(),
+            log_level=log_level or values["RUNPOD_DEBUG_LEVEL"] or values["RUNPOD_LOG_LEVEL"],
+        )

@@ -69,7 +69,7 @@ def test_command_is_sglang_under_this_python() -> None:
         ("CONTEXT_LENGTH", "4096", "--context-length", ["4096"]),
         ("MEM_FRACTION_STATIC", " 0.8 ", "--mem-fraction-static", ["0.8"]),
         ("CHUNKED_PREFILL_SIZE", "-1", "--chunked-prefill-size", ["-1"]),
-        ("TP_SIZE", "2", "--tensor-parallel-size", ["2"]),
+        ("TP_SIZE", "2", "--tp-size", ["2"]),
         ("TENSOR_PARALLEL_SIZE", "2", "--tensor-parallel-size", ["2"]),
         ("TRUST_REMOTE_CODE", "true", "--trust-remote-code", []),
         ("TRUST_REMOTE_CODE", "YES", "--trust-remote-code", []),
@@ -111,9 +111,9 @@ def test_turning_eagle_off_takes_its_numbers_along_but_keeps_what_is_given() -> 
         ({"MEM_FRACTION_STATIC": "most"}, "MEM_FRACTION_STATIC='most': expected a number"),
         ({"CONTEXT_LENGTH": "long"}, "CONTEXT_LENGTH='long': expected a whole number, or one with a unit"),
         ({"LOG_REQUESTS": "maybe"}, "LOG_REQUESTS='maybe': expected true or false"),
-        ({"JSON_MODEL_OVERRIDE_ARGS": "{"}, "JSON_MODEL_OVERRIDE_ARGS='{': expected JSON"),
-        ({"LORA_PATHS": "'a"}, 'LORA_PATHS="\'a": expected words'),
-        ({"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "4"}, "TENSOR_PARALLEL_SIZE and TP_SIZE both set"),
+        ({"JSON_MODEL_OVERRIDE_ARGS": "{"}, "JSON_MODEL_OVERRIDE_ARGS='{': expected a JSON object"),
+        ({"LORA_PATHS": "'a"}, 'LORA_PATHS="\'a": expected a list'),
+        ({"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "4"}, "TP_SIZE and TENSOR_PARALLEL_SIZE both set"),
         ({"MODEL_NAME": ""}, "MODEL_NAME is empty"),
         ({"HOST": ""}, "HOST is empty"),
         ({"PORT": ""}, "PORT is empty"),
@@ -133,12 +133,7 @@ def test_every_problem_is_told_at_once() -> None:
 
 
 def test_two_names_with_one_value_are_fine() -> None:
-    assert options_of({"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "2"})["--tensor-parallel-size"] == ["2"]
-
-
-def test_removed_option_is_ignored_with_a_hint(caplog: pytest.LogCaptureFixture) -> None:
-    assert options_of({"ENABLE_FLASHINFER_MLA": "true"}) == options_of({})
-    assert "ATTENTION_BACKEND=flashinfer" in caplog.text
+    assert options_of({"TP_SIZE": "2", "TENSOR_PARALLEL_SIZE": "2"})["--tp-size"] == ["2"]
 
 
 @pytest.mark.parametrize(
@@ -202,16 +197,14 @@ def test_every_wrong_setting_is_told_at_once() -> None:
                 "MAX_JSON_DEPTH": "900",
                 "ENGINE_MAX_RESTARTS": "-1",
                 "MAX_N": "many",
-                "ALLOWED_ROUTES": "/ok http://evil.example/x /a/../b flush_cache",
+                "ALLOWED_ROUTES": "http://evil.example/x",
             }
         )
     assert refused.value.problems == [
         "ENGINE_MAX_RESTARTS='-1': expected a whole number of at least 0",
         "MAX_JSON_DEPTH='900': expected a whole number from 1 to 250",
         "MAX_N='many': expected a whole number of at least 1",
-        "ALLOWED_ROUTES: 'http://evil.example/x' is no plain path such as /tokenize",
-        "ALLOWED_ROUTES: '/a/../b' is no plain path such as /tokenize",
-        "ALLOWED_ROUTES: 'flush_cache' is no plain path such as /tokenize",
+        "ALLOWED_ROUTES='http://evil.example/x': expected plain paths such as /tokenize, separated by commas or spaces",
     ]
 
 
@@ -230,7 +223,7 @@ def test_log_level(environ: dict[str, str], level: str) -> None:
 
 
 def test_unknown_log_level_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="RUNPOD_LOG_LEVEL='LOUD': expected one of NOTSET"):
+    with pytest.raises(ConfigurationError, match="RUNPOD_LOG_LEVEL='loud': expected one of NOTSET"):
         Settings.from_environ({"RUNPOD_LOG_LEVEL": "loud"})
 
 

@@ -1,0 +1,89 @@
+"""Names that were probably meant: one or two letters away from a known one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# Variables of the system and of other programs, which may look like one of ours without being meant as one.
+_FOREIGN = [
+    "AWS_",
+    "BASH",
+    "CONDA",
+    "CUDA_",
+    "DEBIAN_",
+    "GIT_",
+    "GPG_",
+    "HF_",
+    "HUGGING",
+    "HOME",
+    "HOSTNAME",
+    "JUPYTER_",
+    "KUBERNETES_",
+    "LANG",
+    "LC_",
+    "LD_",
+    "LESS",
+    "LIBRARY_",
+    "LOGNAME",
+    "LS_",
+    "MAIL",
+    "MASTER_",
+    "MKL_",
+    "NCCL_",
+    "NV_",
+    "NVIDIA_",
+    "OLDPWD",
+    "OMP_",
+    "PATH",
+    "PIP_",
+    "PS1",
+    "PUBLIC_",
+    "PWD",
+    "PYTEST_",
+    "PYTHON",
+    "PYTORCH_",
+    "RUNPOD_",
+    "SGL_",
+    "SGLANG_",
+    "SHELL",
+    "SHLVL",
+    "SSH_",
+    "SSL_CERT_",
+    "TERM",
+    "TMPDIR",
+    "TORCH",
+    "TRITON_CACHE",
+    "USER",
+    "UV_",
+    "VIRTUAL_",
+    "WAVERLESS_",
+    "XDG_",
+    "_",
+]
+
+
+def nearest_names(name: str, known: Iterable[str]) -> list[str]:
+    """The known names that are nearest to this one, at most three, within two letters (one for a short name)."""
+    if not name.isupper() or len(name) < 5 or name.startswith(tuple(_FOREIGN)):
+        return []
+    most = 2 if len(name) >= 8 else 1
+    distances = [(distance(name, other, most), other) for other in known if abs(len(name) - len(other)) <= most]
+    least = min((far for far, _ in distances), default=most + 1)
+    return sorted(other for far, other in distances if far == least <= most)[:3]
+
+
+def distance(one: str, other: str, most: int) -> int:
+    """How many letters to add, drop, change or swap with their neighbour make one the other; over `most`, any more."""
+    before: list[int] = []
+    last = list(range(len(other) + 1))
+    for row, letter in enumerate(one, start=1):
+        now = [row]
+        for column, against in enumerate(other, start=1):
+            cost = min(last[column] + 1, now[-1] + 1, last[column - 1] + (letter != against))
+            if before and column > 1 and letter == other[column - 2] and one[row - 2] == against:
+                cost = min(cost, before[column - 2] + 1)
+            now.append(cost)
+        if min(now) > most:
+            return most + 1
+        before, last = last, now
+    return last[-1]

@@ -1,0 +1,219 @@
+"""The launch options of SGLang as environment variables: the table, and how a value becomes words of a command line.
+
+The table is sglang_options.json: one row an option of the pinned SGLang, made by scripts/update-options from SGLang's
+own parser.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+TABLE_FILE = Path(__file__).with_name("sglang_options.json")
+
+TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+# What argparse takes for a negative number, and not for an option (_negative_number_matcher).
+_NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
+_SIZE = re.compile(r"\d+(\.\d+)?[kMGT]|\d+[KMGT]i")  # SGLang's human_readable_int
+
+# Text to SGLang's parser, and a JSON object to what reads it later.
+OBJECTS_AS_TEXT = frozenset({"--json-model-override-args", "--model-loader-extra-config"})
+
+_SECRET_FLAGS = frozenset({"--api-key", "--admin-api-key", "--ssl-keyfile-password"})
+
+
+class Kind(StrEnum):
+    """How an option is written on the command line."""
+
+    VALUE = "value"  # --x V
+    FLAG = "flag"  # --x when true, nothing when false
+    PAIR = "flag pair"  # --x when true, --no-x when false
+    LIST = "list"  # --x V V V
+    JSON = "JSON"  # --x '{…}'
+    OPTIONAL = "optional value"  # --x, or --x V
+
+
+class Type(StrEnum):
+    """What a value is."""
+
+    TEXT = "text"
+    INTEGER = "whole number"
+    NUMBER = "number"
+    SIZE = "size"  # a whole number, or one with a unit: 128k, 64Ki
+    BOOLEAN = "boolean"
+    OBJECT = "object"
+    ARRAY = "array"
+    ANY = "any"
+
+
+@dataclass(frozen=True)
+class Option:
+    """One launch option. `name` is its variable, `aliases` are the variables of its flag's other spellings."""
+
+    name: str
+    flag: str
+    kind: Kind
+    type: Type
+    choices: tuple[str, ...] | None = None
+    aliases: tuple[str, ...] = ()
+    may_be_empty: bool = False
+    """Whether a list without any value is accepted."""
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether its value must never be shown."""
+        return self.flag in _SECRET_FLAGS
+
+    @property
+    def negative_flag(self) -> str:
+        """The flag that turns a pair off."""
+        return f"--no-{self.flag[2:]}"
+
+    def expected(self) -> str:
+        """What is accepted, to complete "expected …"."""
+        values = f"one of {', '.join(self.choices)}" if self.choices else _NAMES[self.type]
+        match self.kind:
+            case Kind.LIST:
+                each = f"each {values}" if self.choices or self.type is not Type.TEXT else "words"
+                return f"a list, split like a shell does, or a JSON array: {each}"
+            case Kind.OPTIONAL:
+                return f"{_NAMES[Type.BOOLEAN]}, or {values}"
+        return values
+
+    def arguments(self, value: str, name: str | None = None) -> list[str]:
+        """The command-line words for a value, with the flag's spelling that belongs to the variable `name`.
+
+        Raises ValueError for one that is not accepted; its text completes "expected …".
+        """
+        flag = flag_of(name) if name in self.aliases else self.flag
+        match self.kind:
+            case Kind.FLAG:
+                return [flag] if self._boolean(value) else []
+            case Kind.PAIR:
+                return [flag if self._boolean(value) else self.negative_flag]
+            case Kind.OPTIONAL if value.lower() in TRUE + FALSE:
+                return [flag] if value.lower() in TRUE else []
+            case Kind.LIST:
+                return [flag, *self._words(value)]
+        self._check(value)
+        if value.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(value):
+            return [f"{flag}={value}"]  # else it would pass for an option
+        return [flag, value]
+
+    def _boolean(self, value: str) -> bool:
+        if value.lower() not in TRUE + FALSE:
+            raise ValueError(self.expected())
+        return value.lower() in TRUE
+
+    def _words(self, value: str) -> list[str]:
+        try:
+            items = json.loads(value) if value.startswith("[") else shlex.split(value)
+        except ValueError:
+            raise ValueError(self.expected()) from None
+        words = [item if isinstance(item, str) else json.dumps(item) for item in items]
+        if not words and not self.may_be_empty:
+            raise ValueError(f"{self.expected()}, at least one")
+        for word in words:
+            self._check(word)
+            if word.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(word):
+                raise ValueError(f"{self.expected()}, none of them with a dash in front")
+        return words
+
+    def _check(self, value: str) -> None:
+        if self.choices is not None:
+            if _normal(self.type, value) not in self.choices:
+                near = difflib.get_close_matches(value, self.choices, n=1)
+                raise ValueError(self.expected() + (f" (did you mean {near[0]!r}?)" if near else ""))
+            return
+        try:
+            _CHECKS[self.type](value)
+        except ValueError:
+            raise ValueError(self.expected()) from None
+
+
+def load() -> list[Option]:
+    """The options of the pinned SGLang, in its own order."""
+    return [
+        Option(
+            name=row["name"],
+            flag=row["flag"],
+            kind=Kind(row["kind"]),
+            type=Type.OBJECT if row["flag"] in OBJECTS_AS_TEXT else Type(row["type"]),
+            choices=None if row["choices"] is None else tuple(row["choices"]),
+            aliases=tuple(row["aliases"]),
+            may_be_empty=row["may_be_empty"],
+        )
+        for row in json.loads(TABLE_FILE.read_text(encoding="utf-8"))["options"]
+    ]
+
+
+def sglang_version() -> str:
+    """The version of SGLang that the table is of."""
+    version: str = json.loads(TABLE_FILE.read_text(encoding="utf-8"))["sglang"]
+    return version
+
+
+def variable_name(flag: str) -> str:
+    """The variable of a flag: `--tp-size` is TP_SIZE."""
+    return flag.removeprefix("--").upper().replace("-", "_")
+
+
+def flag_of(name: str) -> str:
+    """The flag of a variable: TP_SIZE is `--tp-size`."""
+    return f"--{name.lower().replace('_', '-')}"
+
+
+_NAMES = {
+    Type.TEXT: "text",
+    Type.INTEGER: "a whole number",
+    Type.NUMBER: "a number",
+    Type.SIZE: "a whole number, or one with a unit such as 128k or 64Ki",
+    Type.BOOLEAN: "true or false",
+    Type.OBJECT: "a JSON object",
+    Type.ARRAY: "a JSON array",
+    Type.ANY: "JSON",
+}
+
+
+def _size(value: str) -> None:
+    if not _SIZE.fullmatch(value):
+        int(value)
+
+
+def _json_of(kind: type[Any]) -> Callable[[str], None]:
+    def check(value: str) -> None:
+        if not isinstance(json.loads(value, parse_constant=_refuse), kind):
+            raise ValueError(value)
+
+    return check
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
+
+
+_CHECKS: dict[Type, Callable[[str], Any]] = {
+    Type.TEXT: str,
+    Type.INTEGER: int,
+    Type.NUMBER: float,
+    Type.SIZE: _size,
+    Type.OBJECT: _json_of(dict),
+    Type.ARRAY: _json_of(list),
+    Type.ANY: _json_of(object),
+}
+
+
+def _normal(kind: Type, value: str) -> str:
+    """A choice as SGLang's parser compares it: after its type's conversion."""
+    try:
+        return str(int(value)) if kind is Type.INTEGER else value
+    except ValueError:
+        return value

@@ -1,0 +1,162 @@
+"""docs/configuration.md, from the table of options, the worker's settings and the presets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import options
+from engine import DEFAULTS, EXTRA_ARGS, OPTIONS, RESERVED, RUNPOD_NAMES
+from options import Kind, Option, Type
+from presets import PRESETS
+from settings import VARIABLES
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
+
+# The options that matter for GLM-4.7-Flash, in groups: the variable and what it does.
+THAT_MATTER: dict[str, dict[str, str]] = {
+    "The model": {
+        "MODEL_NAME": "A Hugging Face repository or a folder. bf16 weights are 62 GB, for an 80 GB card. For 48 "
+        "GB: an FP8 "
+        "variant (31 GB); for 24 and 32 GB: AWQ or NVFP4 (18-20 GB). Those are made by the community.",
+        "REVISION": "A branch, tag or commit of that repository, so that a new upload changes nothing by itself.",
+        "SERVED_MODEL_NAME": "The name under which clients ask for the model.",
+        "QUANTIZATION": "Only where the checkpoint does not say it itself. `fp8` quantises bf16 weights while "
+        "they load.",
+        "TOOL_CALL_PARSER": "Turns the model's tool calls into `tool_calls`. `glm47` is GLM-4.7's own form.",
+        "REASONING_PARSER": "Takes the thoughts out of `content` and into `reasoning_content`.",
+    },
+    "Memory and context": {
+        "MEM_FRACTION_STATIC": "The share of the GPU's memory for weights and KV cache together. The rest is for "
+        "activations and CUDA graphs: lower it after an out of memory, raise it for more concurrent tokens.",
+        "CONTEXT_LENGTH": "The longest request, prompt and answer together. The model's own is 202,752 tokens, "
+        "which are "
+        "11 GB of KV cache (54 KB each): set less where requests are shorter and the card is small.",
+        "KV_CACHE_DTYPE": "`fp8_e4m3` halves the KV cache, at some cost in accuracy.",
+        "MAX_RUNNING_REQUESTS": "The most requests in one batch. More wait inside SGLang.",
+        "CHUNKED_PREFILL_SIZE": "How many prompt tokens are computed at once. Smaller: long prompts hold up running "
+        "streams less, and need less memory. -1 turns the cutting off.",
+    },
+    "Several GPUs": {
+        "TENSOR_PARALLEL_SIZE": "Splits every layer over that many GPUs. The model has 20 attention heads, so 1, "
+        "2 or 4.",
+        "DATA_PARALLEL_SIZE": "Whole copies of the model, one a GPU: more throughput, no more memory for one request.",
+    },
+    "Speculative decoding": {
+        "SPECULATIVE_ALGORITHM": "`EAGLE` lets the model's own draft layer guess ahead: faster streams at low and "
+        "middle "
+        "load. Empty turns it off, which frees its memory and may give more throughput at full load.",
+        "SPECULATIVE_NUM_STEPS": "How many tokens are guessed in a row.",
+        "SPECULATIVE_EAGLE_TOPK": "How many guesses a step. 1 is a chain, more a tree.",
+        "SPECULATIVE_NUM_DRAFT_TOKENS": "How many guessed tokens are checked at once: steps + 1 for a chain.",
+    },
+    "Kernels": {
+        "ATTENTION_BACKEND": "SGLang chooses by the card. On Blackwell the model card asks for `triton`.",
+        "DISABLE_CUDA_GRAPH": "Starts faster and saves memory; every token is slower.",
+    },
+    "Cold start": {
+        "WEIGHT_LOADER_PREFETCH_CHECKPOINTS": "Reads the checkpoint's files ahead into the page cache: shortens the "
+        "load from a network volume.",
+        "STARTUP_WEIGHT_LOAD_MODE": "`overlap` reads the weights while CUDA graphs are captured, instead of before.",
+        "LOAD_FORMAT": "How weights are read. `auto` takes safetensors; `dummy` gives random ones, to try a start.",
+    },
+    "Watching, keys, adapters": {
+        "ENABLE_METRICS": "Prometheus metrics on the engine's `/metrics`, which is not open to jobs: scrape the "
+        "engine's port.",
+        "API_KEY": "SGLang asks for it, and the worker sends it. For an engine that others can reach (`HOST`).",
+        "LORA_PATHS": "Adapters, `name=path name=path` or a JSON array; clients choose one by its name as the model.",
+    },
+}
+
+INTRODUCTION = """\
+# Configuration
+
+Every setting is an environment variable. A `.env` file in the current folder is read as well; the environment wins over
+it. `python engine.py --print` shows the command line that comes out and where each setting is from, and starts nothing.
+
+- An empty value turns a default off: `SPECULATIVE_ALGORITHM=` serves without EAGLE.
+- Flags take `true`, `1`, `yes`, `on` or `false`, `0`, `no`, `off`.
+- Lists are split like a shell does, or are JSON arrays.
+- Everything is checked before anything starts, and all mistakes are told at once; the exit code is then 2.
+- Two names of one option may both be set, to the same value.
+- `SGLANG_EXTRA_ARGS` is put behind the rest of SGLang's command line as it is, split like a shell does, and wins.
+- A variable that looks like a misspelt option, or like one of another version, gets a warning with the right name.
+
+This page is made by `scripts/update-options`; a test compares it.
+"""
+
+
+def document() -> str:
+    """The page."""
+    return "\n".join(_lines()) + "\n"
+
+
+def _lines() -> Iterator[str]:
+    yield INTRODUCTION
+    yield "## What matters for GLM-4.7-Flash"
+    for title, group in THAT_MATTER.items():
+        yield f"\n### {title}\n"
+        yield from _table(
+            ("variable", "default", "what it does"), [(_code(n), _default(n), text) for n, text in group.items()]
+        )
+    yield "\n## Presets\n"
+    yield "`PRESET=<name>` sets what a card needs; any variable overrides it. None has been run on its card yet.\n"
+    rows = [
+        (
+            _code(preset.name),
+            preset.card,
+            "<br>".join(_code(f"{n}={v}") for n, v in preset.variables.items()) or "the defaults",
+        )
+        for preset in PRESETS.values()
+    ]
+    yield from _table(("preset", "card", "sets"), rows)
+    yield "\nWhere that comes from:\n"
+    for preset in PRESETS.values():
+        yield f"- `{preset.name}`: " + "; ".join(
+            source if name == "card" else f"`{name}`: {source}" for name, source in preset.sources.items()
+        )
+    yield "\n## The worker\n"
+    settings = [(_code(v.name), _code(v.default) if v.default else "", v.expected, v.meaning) for v in VARIABLES]
+    yield from _table(("variable", "default", "accepted", "what it is"), settings)
+    yield "\n## Names of other workers\n"
+    yield "These mean the same as an option of SGLang, and are taken for it.\n"
+    yield from _table(
+        ("variable", "the same as"), [(_code(name), _code(known)) for name, known in RUNPOD_NAMES.items()]
+    )
+    yield "\n## Reserved\n"
+    yield f"These are refused, also in `{EXTRA_ARGS}`.\n"
+    yield from _table(("variable", "why"), [(_code(name), why) for name, why in RESERVED.items()])
+    yield f"\n## Every option of SGLang {options.sglang_version()}\n"
+    yield "Without a default here, SGLang's own counts: `python -m sglang.launch_server --help` tells it.\n"
+    table = [option for option in options.load() if option.name not in RESERVED]
+    yield from _table(("variable", "flag", "type", "default", "accepted"), [_row(option) for option in table])
+
+
+def _row(option: Option) -> tuple[str, ...]:
+    names = "<br>".join(_code(name) for name in (option.name, *option.aliases))
+    kind = {Kind.VALUE: option.type, Kind.LIST: f"list of {option.type}", Kind.JSON: "JSON"}.get(
+        option.kind, option.kind
+    )
+    return names, _code(option.flag), str(kind), _default(option.name), _accepted(option)
+
+
+def _accepted(option: Option) -> str:
+    if option.choices:
+        return ", ".join(_code(choice) for choice in option.choices)
+    return "" if option.type in (Type.TEXT, Type.BOOLEAN) else option.expected().split(":")[-1].strip()
+
+
+def _default(name: str) -> str:
+    flag = OPTIONS[name].flag
+    return next((_code(value) for known, value in DEFAULTS.items() if OPTIONS[known].flag == flag), "")
+
+
+def _code(text: str) -> str:
+    return f"`{text}`"
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|" + "---|" * len(head)
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"

@@ -1,0 +1,126 @@
+"""sglang_options.json from SGLang's own parser, and docs/configuration.md from that. Run by scripts/update-options."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import options
+from options import Kind, Type, variable_name
+
+# SGLang's own argument types, by the names of their functions.
+TYPES = {
+    None: Type.TEXT,
+    "str": Type.TEXT,
+    "nullable_str": Type.TEXT,
+    "parse_cuda_graph_backend_arg": Type.TEXT,
+    "int": Type.INTEGER,
+    "float": Type.NUMBER,
+    "human_readable_int": Type.SIZE,
+    "loads": Type.ANY,
+    "json_list_type": Type.ARRAY,
+    "parse_cuda_graph_config_arg": Type.OBJECT,
+}
+
+
+def main() -> int:
+    """Write both files, or with `--check` compare them. Returns 1 where they differ."""
+    parser = argparse.ArgumentParser(prog="scripts/update-options", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where something would change")
+    check: bool = parser.parse_args().check
+    from scripts.configuration_docs import DOCUMENT, document
+
+    # The document is made from the table in memory where that is about to change, so the table goes first.
+    same = [settle(options.TABLE_FILE, table_text(), check=check)]
+    same.append(settle(DOCUMENT, document(), check=check))
+    return 0 if all(same) else 1
+
+
+def settle(path: Path, text: str, *, check: bool) -> bool:
+    """Bring a file to this text, or show how it differs. Whether there is nothing left to do."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    if before == text:
+        return True
+    if check:
+        sys.stdout.writelines(difference(before, text, path.name))
+        return False
+    path.write_text(text, encoding="utf-8")
+    print(f"wrote {path.name}")
+    return True
+
+
+def difference(before: str, after: str, name: str) -> list[str]:
+    """A diff for reading."""
+    return list(
+        difflib.unified_diff(
+            before.splitlines(keepends=True),
+            after.splitlines(keepends=True),
+            f"{name} as it is",
+            f"{name} as it should be",
+            n=0,
+        )
+    )
+
+
+def table_text() -> str:
+    """sglang_options.json of the installed SGLang: one option a line, so that a diff names options."""
+    import sglang
+
+    rows = ",\n".join("  " + json.dumps(row) for row in rows_of(sglang_parser()))
+    return f'{{"sglang": {json.dumps(sglang.__version__)},\n "options": [\n{rows}\n]}}\n'
+
+
+def sglang_parser() -> argparse.ArgumentParser:
+    """The installed SGLang's own parser of its launch options."""
+    from sglang.srt.server_args import ServerArgs
+
+    parser = argparse.ArgumentParser(prog="sglang.launch_server")
+    ServerArgs.add_cli_args(parser)
+    return parser
+
+
+def rows_of(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
+    """One row an option, in the parser's order. Names and facts only: the help texts are SGLang's."""
+    actions = (action for action in parser._actions if action.option_strings and action.dest != "help")
+    return [row_of(action) for action in actions]
+
+
+def row_of(action: argparse.Action) -> dict[str, Any]:
+    """Raises KeyError for an argument type that is not known here: a new one must be looked at."""
+    kind, value_type = kind_of(action), TYPES[getattr(action.type, "__name__", None)]
+    if kind in (Kind.FLAG, Kind.PAIR):
+        value_type = Type.BOOLEAN
+    flag, *others = (flag for flag in action.option_strings if kind is not Kind.PAIR or not flag.startswith("--no-"))
+    return {
+        "name": variable_name(flag),
+        "flag": flag,
+        "kind": kind,
+        "type": value_type,
+        # Sorted: SGLang builds some of them from a set.
+        "choices": None if action.choices is None else sorted(str(choice) for choice in action.choices),
+        "aliases": [variable_name(other) for other in others],
+        "may_be_empty": action.nargs == "*",
+    }
+
+
+def kind_of(action: argparse.Action) -> Kind:
+    """How the option is written."""
+    if isinstance(action, argparse.BooleanOptionalAction):
+        return Kind.PAIR
+    if action.nargs == 0:
+        return Kind.FLAG
+    if action.nargs in ("+", "*"):
+        return Kind.LIST
+    if action.nargs == "?":
+        return Kind.OPTIONAL
+    if TYPES[getattr(action.type, "__name__", None)] in (Type.ANY, Type.ARRAY, Type.OBJECT):
+        return Kind.JSON
+    return Kind.VALUE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
