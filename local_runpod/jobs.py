@@ -67,6 +67,12 @@ class Job:
                 await self._changed.wait()
         return self
 
+    async def taken(self) -> Job:
+        """Return once a worker has it, or its state is final."""
+        while self.state is JobState.IN_QUEUE:
+            await self._changed.wait()
+        return self
+
     async def streamed(self, count: int, timeout_seconds: float | None = None) -> Job:
         """Return once there are `count` streamed outputs, or the state is final. Raises TimeoutError."""
         async with asyncio.timeout(timeout_seconds):

@@ -23,9 +23,9 @@ from local_runpod import Job, JobState
 from tests.worker.harness import Platform, Worker, is_alive, running_platform, running_worker
 
 AT_ONCE = 40  # jobs that are under way at any time
-WARM_UP_SECONDS = 20.0  # of load, before memory and descriptors are counted for the first time
+WARM_UP_SECONDS = 180.0  # of the same, before memory and descriptors are counted for the first time
 CRASH_SECONDS = 60.0
-JOB_SECONDS = 180.0  # a job that is not over by then is lost: above every time-out in the worker and the platform
+JOB_SECONDS = 180.0  # a job that is not over so long after it was taken is lost: above every time-out in the worker
 STALL_SECONDS = 70.0  # above the worker's own time-out for a post
 IDLE_SECONDS = STALL_SECONDS + 10  # after which nothing is under way any more, and no connection is kept
 EXIT_SECONDS = 150.0  # above SHUTDOWN_TIMEOUT_SECONDS
@@ -39,6 +39,7 @@ class Counts:
 
     kinds: Counter[str] = field(default_factory=Counter)
     ends: Counter[str] = field(default_factory=Counter)
+    taken: int = 0
     crashes: int = 0
     platform_errors: Counter[str] = field(default_factory=Counter)
 
@@ -71,26 +72,32 @@ async def soak(seconds: float) -> int:
     counts = Counts()
     async with running_platform() as platform:
         async with running_worker(platform, environment, engine={"child": True, "scheduler": True}) as worker:
-            print(f"soaking for {seconds / 60:g} minutes", flush=True)
-            await load(platform, counts, WARM_UP_SECONDS)
+            print(f"warming up for {WARM_UP_SECONDS / 60:g} minutes, then soaking for {seconds / 60:g}", flush=True)
+            await disturbed_load(platform, worker, Counts(), WARM_UP_SECONDS)
             before = Resources.of(worker)
-            breaking = [
-                asyncio.create_task(crash_the_engine(worker, counts)),
-                asyncio.create_task(disturb_the_platform(platform, counts)),
-            ]
-            await load(platform, counts, seconds)
-            for task in breaking:
-                task.cancel()
-            await asyncio.gather(*breaking, return_exceptions=True)
-            platform.faults.stalls.clear()
-            platform.faults.latency_seconds = 0.0
-            await asyncio.sleep(IDLE_SECONDS)
+            await disturbed_load(platform, worker, counts, seconds)
             after = Resources.of(worker)
             processes = [*worker.children(), *worker.engine_pids()]
             worker.process.terminate()
             exit_code = await worker.exit_code(EXIT_SECONDS)
         left = sum(map(is_alive, processes))
     return report(counts, before, after, left, exit_code)
+
+
+async def disturbed_load(platform: Platform, worker: Worker, counts: Counts, seconds: float) -> None:
+    """Load, crashes and platform errors for so long; return when the worker is idle again."""
+    breaking = [
+        asyncio.create_task(crash_the_engine(worker, counts)),
+        asyncio.create_task(disturb_the_platform(platform, counts)),
+    ]
+    await load(platform, counts, seconds)
+    for task in breaking:
+        task.cancel()
+    await asyncio.gather(*breaking, return_exceptions=True)
+    platform.faults.stalls.clear()
+    platform.faults.refusals.clear()
+    platform.faults.latency_seconds = 0.0
+    await asyncio.sleep(IDLE_SECONDS)
 
 
 async def load(platform: Platform, counts: Counts, seconds: float) -> None:
@@ -110,6 +117,8 @@ async def client(platform: Platform, counts: Counts, deadline: float, rng: rando
             with suppress(TimeoutError):
                 await job.finished(rng.uniform(0, 1.5))
             platform.queue.cancel(job)
+        await job.taken()
+        counts.taken += job.taken_at is not None
         with suppress(TimeoutError):
             await job.finished(JOB_SECONDS)
         await asyncio.sleep(rng.uniform(0.05, 0.5))  # an answer that came twice has had time to come
@@ -181,7 +190,7 @@ async def disturb_the_platform(platform: Platform, counts: Counts) -> None:
         await asyncio.sleep(rng.uniform(0.5, 2))
         faults.latency_seconds = rng.choice([0, 0, 0.03, 0.3])
         route = rng.choice(["job-stream", "job-stream", "job-done", "job-done", "job-take-batch", "job-stop"])
-        if rng.random() < 0.05 and not faults.stalls[route]:
+        if rng.random() < 0.05 and not any(faults.stalls.values()):
             faults.stalls[route].append(STALL_SECONDS)
             counts.platform_errors["time-out"] += 1
             continue
@@ -197,6 +206,7 @@ def report(counts: Counts, before: Resources, after: Resources, left: int, exit_
     cancelled = counts.ends["cancelled"]
     rows = [
         ("jobs", f"{counts.kinds.total()} ({_listed(counts.kinds)})"),
+        ("taken", str(counts.taken)),
         ("answered", str(counts.ends["answered"])),
         ("failed with a reason", str(counts.ends["failed with a reason"])),
         ("cancelled by the client", str(cancelled)),
