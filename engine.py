@@ -105,6 +105,8 @@ def _options() -> dict[str, Option]:
 # Environment variable -> launch option, for every spelling of every option's flag and the names above.
 OPTIONS: dict[str, Option] = _options()
 
+_FLAGS = {options.flag_of(name): option for name, option in OPTIONS.items() if name not in RUNPOD_NAMES}
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -151,8 +153,8 @@ class EngineConfig:
         for flag, name in (("--model-path", "MODEL_NAME"), ("--host", "HOST"), ("--port", "PORT")):
             if not given.get(flag):
                 problems.append(f"{name} is empty: {_MUST_BE_KNOWN[flag]}")
-        if not problems and not given["--port"].isdecimal():
-            problems.append(f"{EXTRA_ARGS}: --port must be a whole number")
+        if not problems and not _is_port(given["--port"]):
+            problems.append(f"PORT={given['--port']!r}: expected a port, from 1 to 65535")
         if problems:
             raise ConfigurationError(problems)
         return cls(
@@ -184,6 +186,13 @@ _MUST_BE_KNOWN = {
     "--host": "the worker must know where its engine listens",
     "--port": "the worker must know where its engine listens",
 }
+
+
+def _is_port(text: str) -> bool:
+    try:
+        return 1 <= int(text) <= 65535
+    except ValueError:
+        return False
 
 
 def read_image_file(path: Path = IMAGE_FILE) -> dict[str, str]:
@@ -269,14 +278,9 @@ def _values(words: list[str]) -> Iterator[tuple[str, str]]:
 
 def _option_of(flag: str) -> Option | None:
     """The option of a flag as argparse reads it: any spelling, or the beginning of just one."""
-    if not flag.startswith("--"):
-        return None
-    name = options.variable_name(flag)
-    if name in OPTIONS and name not in RUNPOD_NAMES:
-        return OPTIONS[name]
-    begun = {
-        OPTIONS[full].flag: OPTIONS[full] for full in OPTIONS if full not in RUNPOD_NAMES and full.startswith(name)
-    }
+    if flag in _FLAGS or not flag.startswith("--"):
+        return _FLAGS.get(flag)
+    begun = {option.flag: option for full, option in _FLAGS.items() if full.startswith(flag)}
     return next(iter(begun.values())) if len(begun) == 1 else None
 
 

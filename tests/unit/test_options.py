@@ -186,9 +186,12 @@ def test_reserved_options_are_refused_in_extra_arguments_too(extra: str) -> None
         EngineConfig.from_environ({"SGLANG_EXTRA_ARGS": extra})
 
 
-def test_port_of_extra_arguments_is_checked() -> None:
-    with pytest.raises(ConfigurationError, match="SGLANG_EXTRA_ARGS: --port must be a whole number"):
-        EngineConfig.from_environ({"SGLANG_EXTRA_ARGS": "--port http"})
+@pytest.mark.parametrize(
+    "environ", [{"SGLANG_EXTRA_ARGS": "--port http"}, {"SGLANG_EXTRA_ARGS": "--port"}, {"PORT": "0"}, {"PORT": "65536"}]
+)
+def test_port_is_checked_wherever_it_comes_from(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match="PORT"):
+        EngineConfig.from_environ(environ)
 
 
 @pytest.mark.parametrize("name", PRESETS)
