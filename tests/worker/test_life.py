@@ -118,7 +118,7 @@ async def test_bad_configuration_is_told_whole_and_ends_with_2(platform: Platfor
     for problem in (
         "PORT='http': expected a whole number",
         "LOG_REQUESTS='maybe': expected true or false",
-        "MODEL_NAME and MODEL_PATH both set --model-path",
+        "MODEL_PATH and MODEL_NAME both set --model-path",
     ):
         assert problem in worker.log
     assert "Traceback" not in worker.log
