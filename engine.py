@@ -35,20 +35,24 @@ RUNPOD_NAMES: dict[str, str] = {
     "SEED": "RANDOM_SEED",
 }
 
+_NO_GRPC = "the worker talks HTTP to its engine"
+_PLAIN_HTTP = "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform"
+_ONE_MACHINE = "one worker is one machine; scale out with more workers"
+
 # Options that are no business of a user's: the worker depends on them, or they make no sense in it.
 RESERVED: dict[str, str] = {
     "CONFIG": "a file could set what this worker then does not know; set the variables of the options instead",
-    "GRPC_MODE": "the worker talks HTTP to its engine",
-    "SMG_GRPC_MODE": "the worker talks HTTP to its engine",
+    "GRPC_MODE": _NO_GRPC,
+    "SMG_GRPC_MODE": _NO_GRPC,
     "FASTAPI_ROOT_PATH": "it moves the paths that the worker calls",
-    "SSL_KEYFILE": "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform",
-    "SSL_CERTFILE": "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform",
-    "SSL_CA_CERTS": "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform",
-    "SSL_KEYFILE_PASSWORD": "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform",
-    "ENABLE_SSL_REFRESH": "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform",
-    "NNODES": "one worker is one machine; scale out with more workers",
-    "NODE_RANK": "one worker is one machine; scale out with more workers",
-    "DIST_INIT_ADDR": "one worker is one machine; scale out with more workers",
+    "SSL_KEYFILE": _PLAIN_HTTP,
+    "SSL_CERTFILE": _PLAIN_HTTP,
+    "SSL_CA_CERTS": _PLAIN_HTTP,
+    "SSL_KEYFILE_PASSWORD": _PLAIN_HTTP,
+    "ENABLE_SSL_REFRESH": _PLAIN_HTTP,
+    "NNODES": _ONE_MACHINE,
+    "NODE_RANK": _ONE_MACHINE,
+    "DIST_INIT_ADDR": _ONE_MACHINE,
     "DISAGGREGATION_MODE": "prefill and decode apart need two engines and a router; a worker is one engine",
     "ENCODER_ONLY": "such an engine answers no requests",
 }

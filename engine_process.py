@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 
@@ -22,6 +21,7 @@ from diagnosis import explain
 from engine import EngineConfig, child_environ
 from masking import Mask
 from processes import GroupGuard, die_with_parent, group_members, kill_group, name_of, wait_for_exit
+from tasks import cancel
 
 log = logging.getLogger("worker.engine")
 
@@ -87,7 +87,7 @@ class Engine:
             raise EngineError("SGLang is not installed for this Python; use the image, or scripts/install for a CPU")
         if _is_listening(self.config):
             raise EngineError(f"port {self.config.port} is in use by another process; set PORT to a free one")
-        log.info("starting the engine: %s", self._mask(self.config.shown_command()))
+        log.info("starting the engine: %s", self.config.shown_command())
         self._output = await _Output.open(self._mask)
         with self._output.writable() as descriptor:
             self._process = await asyncio.create_subprocess_exec(
@@ -120,7 +120,7 @@ class Engine:
                 )
             probing.result()
         finally:
-            await _cancel(exited, probing)
+            await cancel(exited, probing)
         self._vital = {pid: name for pid in self.pids() if (name := name_of(pid)).startswith(VITAL_PREFIX)}
         log.info("the engine is ready after %.1f s", time.monotonic() - began)
 
@@ -136,7 +136,7 @@ class Engine:
             task = next(iter(ended))
             return Ending(f"the engine's process {vital[task]}", task.result())
         finally:
-            await _cancel(leader, *vital)
+            await cancel(leader, *vital)
 
     async def explain(self, ending: Ending) -> str:
         """A sentence on how the engine ended, and why. Ends what is left of it, so that its last output can be read."""
@@ -269,12 +269,6 @@ class _Output:
         with suppress(OSError, ValueError):  # nobody reads our log any more; the engine must not stall for that
             sys.stderr.write(text)
             sys.stderr.flush()
-
-
-async def _cancel(*tasks: asyncio.Task[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _is_listening(config: EngineConfig) -> bool:

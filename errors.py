@@ -125,18 +125,14 @@ def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -
     if isinstance(payload, dict):
         error = payload.get("error") or payload.get("detail") or payload
     fields = error if isinstance(error, dict) else {}
-    answered = status
-    if status < HTTPStatus.BAD_REQUEST:
-        status = HTTPStatus.INTERNAL_SERVER_ERROR
-        if isinstance(fields.get("code"), int) and 400 <= fields["code"] <= 599:
-            status = fields["code"]
-    if answered < HTTPStatus.MULTIPLE_CHOICES:  # an error inside an answer that began well
-        answered = status
-    message = scrub(_message_of(error)) or f"the engine answered with status {answered} and no message"
+    code = status if status >= HTTPStatus.BAD_REQUEST else _error_code(fields.get("code"))
+    # A redirect is told as what it was; an answer that began well had no error status of its own.
+    told = code if status < HTTPStatus.MULTIPLE_CHOICES else status
+    message = scrub(_message_of(error)) or f"the engine answered with status {told} and no message"
     param, kind = fields.get("param"), fields.get("type")
     return UpstreamError(
         message,
-        code=status,
+        code=code,
         kind=kind if isinstance(kind, str) else None,
         param=param if isinstance(param, str) else None,
     )
@@ -166,6 +162,10 @@ _TRACEBACK = re.compile(r"\s*Traceback \(most recent call last\)")
 _FRAME = re.compile(r'\s*File "[^"]*"(, line \d+)?')
 # An absolute path of two parts or more, outside a URL; the API's own routes are no secret.
 _PATH = re.compile(r"file://\S+|(?<![\w/:.<])~?/(?!v1/)(?:[\w.@+~-]+/)+[\w.@+~-]*")
+
+
+def _error_code(code: Any) -> int:
+    return code if isinstance(code, int) and 400 <= code <= 599 else HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 def _type_of(status: int) -> str:

@@ -92,9 +92,7 @@ async def _deliver(
     client: httpx.AsyncClient, supervisor: Supervisor, request: UpstreamRequest
 ) -> AsyncGenerator[Output, None]:
     """The outputs of a request. When its engine dies before the first of them, it is sent to the next, once."""
-    lives_left = 2
-    while lives_left:
-        lives_left -= 1
+    for _ in range(2):
         async with supervisor.exchange() as exchange:
             sent = False
             try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from errors import AnswerCutOffError, EngineUnavailableError, JobError
+from tasks import cancel
 
 log = logging.getLogger("worker.jobs")
 
@@ -141,7 +142,7 @@ class JobLoop:
         hurried = asyncio.create_task((hurry or asyncio.Event()).wait())
         await asyncio.wait({finishing, hurried}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
         self._abandoned = EngineUnavailableError(reason)
-        await _cancel(finishing, hurried, self._taking)
+        await cancel(finishing, hurried, self._taking)
         await asyncio.sleep(0)  # a job that the last poll brought begins, or its cancellation would go unreported
         for run in self._runs.values():
             if not run.reporting:
@@ -150,8 +151,8 @@ class JobLoop:
             _, unreported = await asyncio.wait(tasks, timeout=LAST_REPORT_SECONDS)
             if unreported:
                 log.error("%d jobs could not be reported: the platform does not take their results", len(unreported))
-                await _cancel(*unreported)
-        await _cancel(self._watching)
+                await cancel(*unreported)
+        await cancel(self._watching)
 
     async def _finish(self) -> None:
         """Return when nothing is in flight; a poll in flight then has a last moment to bring something."""
@@ -224,7 +225,6 @@ class JobLoop:
             if self._abandoned is None:
                 log.info("job %s: stopped by the platform", job["id"])
                 raise
-            run.reporting = True
             result = await self._abandon(job, run.outputs, self._abandoned)
         except JobError as error:
             result = {"error": error.as_json()}
@@ -321,13 +321,6 @@ async def _until_taken(post: Callable[[], Awaitable[None]], most_seconds: float)
                 raise
         await asyncio.sleep(pause)
         pause = min(pause * 2, LONGEST_RETRY_PAUSE_SECONDS)
-
-
-async def _cancel(*tasks: asyncio.Task[Any] | None) -> None:
-    alive = [task for task in tasks if task is not None]
-    for task in alive:
-        task.cancel()
-    await asyncio.gather(*alive, return_exceptions=True)
 
 
 @dataclass

@@ -13,6 +13,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -151,14 +152,20 @@ def load() -> list[Option]:
             aliases=tuple(row["aliases"]),
             may_be_empty=row["may_be_empty"],
         )
-        for row in json.loads(TABLE_FILE.read_text(encoding="utf-8"))["options"]
+        for row in _table()["options"]
     ]
 
 
 def sglang_version() -> str:
     """The version of SGLang that the table is of."""
-    version: str = json.loads(TABLE_FILE.read_text(encoding="utf-8"))["sglang"]
+    version: str = _table()["sglang"]
     return version
+
+
+@cache
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(TABLE_FILE.read_text(encoding="utf-8"))
+    return table
 
 
 def variable_name(flag: str) -> str:

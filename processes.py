@@ -64,6 +64,12 @@ def group_members(leader_pid: int) -> list[int]:
     return [pid for pid, fields in _processes() if int(fields[_GROUP]) == leader_pid and fields[_STATE] != "Z"]
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and is not yet asked for its status does not."""
+    fields = _stat(pid)
+    return fields is not None and fields[_STATE] != "Z"
+
+
 def name_of(pid: int) -> str:
     """What a process calls itself: the first word of its command line, empty when it is gone."""
     with suppress(OSError):

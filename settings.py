@@ -73,6 +73,16 @@ def _variable(name: str, default: int | str, expected: tuple[str, Callable[[str]
 _A_TIME = ("a number of seconds above 0", _seconds)
 _A_LEVEL = (f"one of {', '.join(LOG_LEVELS)}", _level)
 
+
+@dataclass(frozen=True)
+class Limits:
+    """How much one request may ask for: MAX_REQUEST_BYTES, MAX_JSON_DEPTH (levels) and MAX_N."""
+
+    request_bytes: int = 20 * MIB
+    json_depth: int = 100
+    n: int = 128
+
+
 VARIABLES = (
     _variable("MAX_CONCURRENCY", 300, _count(), "jobs handled at once"),
     _variable(
@@ -90,12 +100,17 @@ VARIABLES = (
     _variable("MAX_WAITING_JOBS", 1000, _count(least=0), "jobs that may wait while the engine restarts"),
     _variable(
         "MAX_REQUEST_BYTES",
-        20 * MIB,
+        Limits.request_bytes,
         _count(),
         "the largest request body; RunPod itself takes 10 MB at /run and 20 MB at /runsync",
     ),
-    _variable("MAX_JSON_DEPTH", 100, _count(most=MOST_JSON_LEVELS), "how deep arrays and objects may nest in an input"),
-    _variable("MAX_N", 128, _count(), "the most answers to one prompt (`n`); OpenAI's API takes up to 128"),
+    _variable(
+        "MAX_JSON_DEPTH",
+        Limits.json_depth,
+        _count(most=MOST_JSON_LEVELS),
+        "how deep arrays and objects may nest in an input",
+    ),
+    _variable("MAX_N", Limits.n, _count(), "the most answers to one prompt (`n`); OpenAI's API takes up to 128"),
     _variable(
         "ALLOWED_ROUTES",
         "",
@@ -105,15 +120,6 @@ VARIABLES = (
     _variable("RUNPOD_LOG_LEVEL", "INFO", _A_LEVEL, "the least that is logged, in the SDK's words"),
     _variable("RUNPOD_DEBUG_LEVEL", "", _A_LEVEL, "the older name of RUNPOD_LOG_LEVEL, which wins"),
 )
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much one request may ask for: MAX_REQUEST_BYTES, MAX_JSON_DEPTH (levels) and MAX_N."""
-
-    request_bytes: int = 20 * MIB
-    json_depth: int = 100
-    n: int = 128
 
 
 @dataclass(frozen=True)

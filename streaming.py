@@ -13,6 +13,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 
+from tasks import cancel
+
 MAX_BATCH_BYTES = 512 * 1024  # RunPod refuses one streamed output over 1 MB; JSON escapes can nearly double a batch
 MAX_EVENT_BYTES = 64 * 1024 * 1024  # far above any event SGLang sends; a stream without event ends must not eat memory
 
@@ -94,8 +96,7 @@ async def batches(
             yield batch
         await reading  # raises what ended it
     finally:
-        reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        await cancel(reading)
 
 
 async def _read(chunks: AsyncIterator[bytes], framer: EventFramer, queue: _EventQueue) -> None:

@@ -23,6 +23,7 @@ from typing import Self
 from engine_process import Ending, Engine, EngineError
 from errors import EngineUnavailableError
 from settings import Settings
+from tasks import cancel
 
 log = logging.getLogger("worker.engine")
 
@@ -119,9 +120,7 @@ class Supervisor:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._supervising is not None:
-            self._supervising.cancel()
-            await asyncio.gather(self._supervising, return_exceptions=True)
+        await cancel(self._supervising)
         if self.state is not State.FAILED:
             self._set(State.STOPPED)
         await self._engine.stop()
@@ -242,9 +241,7 @@ class Supervisor:
             await asyncio.wait({ending, wedged}, return_when=asyncio.FIRST_COMPLETED)
             return ending.result() if ending.done() else None
         finally:
-            for task in (ending, wedged):
-                task.cancel()
-            await asyncio.gather(ending, wedged, return_exceptions=True)
+            await cancel(ending, wedged)
 
     async def _reason_of(self, ending: Ending | None) -> str:
         if ending is not None:

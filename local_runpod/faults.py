@@ -24,5 +24,6 @@ class Faults:
     async def apply(self, route: str) -> int | None:
         """Wait as long as this call must; return the status to refuse it with, None to serve it."""
         stall = self.stalls[route].pop(0) if self.stalls[route] else 0.0
-        await asyncio.sleep(self.latency_seconds + stall)
+        if seconds := self.latency_seconds + stall:
+            await asyncio.sleep(seconds)
         return self.refusals[route].pop(0) if self.refusals[route] else None

@@ -16,36 +16,31 @@ DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
 # The options that matter for GLM-4.7-Flash, in groups: the variable and what it does.
 THAT_MATTER: dict[str, dict[str, str]] = {
     "The model": {
-        "MODEL_NAME": "A Hugging Face repository or a folder. bf16 weights are 62 GB, for an 80 GB card. For 48 "
-        "GB: an FP8 "
-        "variant (31 GB); for 24 and 32 GB: AWQ or NVFP4 (18-20 GB). Those are made by the community.",
+        "MODEL_NAME": "A Hugging Face repository or a folder. bf16 weights are 62 GB, for an 80 GB card. For 48 GB: "
+        "an FP8 variant (31 GB); for 24 and 32 GB: AWQ or NVFP4 (18-20 GB). Those are made by the community.",
         "REVISION": "A branch, tag or commit of that repository, so that a new upload changes nothing by itself.",
         "SERVED_MODEL_NAME": "The name under which clients ask for the model.",
-        "QUANTIZATION": "Only where the checkpoint does not say it itself. `fp8` quantises bf16 weights while "
-        "they load.",
+        "QUANTIZATION": "Only where the checkpoint does not say it itself. `fp8` quantises bf16 weights as they load.",
         "TOOL_CALL_PARSER": "Turns the model's tool calls into `tool_calls`. `glm47` is GLM-4.7's own form.",
         "REASONING_PARSER": "Takes the thoughts out of `content` and into `reasoning_content`.",
     },
     "Memory and context": {
         "MEM_FRACTION_STATIC": "The share of the GPU's memory for weights and KV cache together. The rest is for "
         "activations and CUDA graphs: lower it after an out of memory, raise it for more concurrent tokens.",
-        "CONTEXT_LENGTH": "The longest request, prompt and answer together. The model's own is 202,752 tokens, "
-        "which are "
-        "11 GB of KV cache (54 KB each): set less where requests are shorter and the card is small.",
+        "CONTEXT_LENGTH": "The longest request, prompt and answer together. The model's own is 202,752 tokens, which "
+        "are 11 GB of KV cache (54 KB each): set less where requests are shorter and the card is small.",
         "KV_CACHE_DTYPE": "`fp8_e4m3` halves the KV cache, at some cost in accuracy.",
         "MAX_RUNNING_REQUESTS": "The most requests in one batch. More wait inside SGLang.",
         "CHUNKED_PREFILL_SIZE": "How many prompt tokens are computed at once. Smaller: long prompts hold up running "
         "streams less, and need less memory. -1 turns the cutting off.",
     },
     "Several GPUs": {
-        "TENSOR_PARALLEL_SIZE": "Splits every layer over that many GPUs. The model has 20 attention heads, so 1, "
-        "2 or 4.",
+        "TENSOR_PARALLEL_SIZE": "Splits every layer over that many GPUs. With 20 attention heads: 1, 2 or 4.",
         "DATA_PARALLEL_SIZE": "Whole copies of the model, one a GPU: more throughput, no more memory for one request.",
     },
     "Speculative decoding": {
         "SPECULATIVE_ALGORITHM": "`EAGLE` lets the model's own draft layer guess ahead: faster streams at low and "
-        "middle "
-        "load. Empty turns it off, which frees its memory and may give more throughput at full load.",
+        "middle load. Empty turns it off, which frees its memory and may give more throughput at full load.",
         "SPECULATIVE_NUM_STEPS": "How many tokens are guessed in a row.",
         "SPECULATIVE_EAGLE_TOPK": "How many guesses a step. 1 is a chain, more a tree.",
         "SPECULATIVE_NUM_DRAFT_TOKENS": "How many guessed tokens are checked at once: steps + 1 for a chain.",

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from local_runpod import Job, JobState
-from tests.worker.harness import Platform, Worker, is_alive, running_platform, running_worker
+from processes import is_alive
+from tests.worker.harness import Platform, Worker, running_platform, running_worker
 
 AT_ONCE = 40  # jobs that are under way at any time
 WARM_UP_SECONDS = 180.0  # of the same, before memory and descriptors are counted for the first time
@@ -30,6 +31,7 @@ STALL_SECONDS = 70.0  # above the worker's own time-out for a post
 IDLE_SECONDS = STALL_SECONDS + 10  # after which nothing is under way any more, and no connection is kept
 EXIT_SECONDS = 150.0  # above SHUTDOWN_TIMEOUT_SECONDS
 MOST_GROWTH = 0.05
+FAULTS = ("lost", "answered twice")
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
@@ -71,11 +73,11 @@ def main() -> int:
 async def soak(seconds: float) -> int:
     """One run. Returns the exit code."""
     environment = {"ENGINE_MAX_RESTARTS": "1000000", "ENGINE_RESTART_WINDOW_SECONDS": "30"}
-    counts = Counts()
+    warm_up, counts = Counts(), Counts()
     async with running_platform() as platform:
         async with running_worker(platform, environment, engine={"child": True, "scheduler": True}) as worker:
             print(f"warming up for {WARM_UP_SECONDS / 60:g} minutes, then soaking for {seconds / 60:g}", flush=True)
-            await disturbed_load(platform, worker, Counts(), WARM_UP_SECONDS)
+            await disturbed_load(platform, worker, warm_up, WARM_UP_SECONDS)
             before = Resources.of(worker)
             await disturbed_load(platform, worker, counts, seconds)
             after = Resources.of(worker)
@@ -83,7 +85,9 @@ async def soak(seconds: float) -> int:
             worker.process.terminate()
             exit_code = await worker.exit_code(EXIT_SECONDS)
         left = sum(map(is_alive, processes))
+        counts.late += warm_up.late
         counts.ends.update(end_of(job) for job in counts.late)
+        counts.ends.update({end: warm_up.ends[end] for end in FAULTS})
     return report(counts, before, after, left, exit_code)
 
 
@@ -229,7 +233,7 @@ def report(counts: Counts, before: Resources, after: Resources, left: int, exit_
     for name, value in rows:
         print(f"{name:<24} {value}")
     leaked = growth > MOST_GROWTH or after.descriptors > before.descriptors + 10 or left or exit_code
-    return 1 if counts.ends["lost"] or counts.ends["answered twice"] or leaked else 0
+    return 1 if any(counts.ends[fault] for fault in FAULTS) or leaked else 0
 
 
 def _listed(counter: Counter[str]) -> str:

@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import options
-from options import Kind, Type, variable_name
+from options import TABLE_FILE, Kind, Type, variable_name
 
 # SGLang's own argument types, by the names of their functions.
 TYPES = {
@@ -32,10 +31,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts/update-options", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail where something would change")
     check: bool = parser.parse_args().check
-    from scripts.configuration_docs import DOCUMENT, document
+    same = [settle(TABLE_FILE, table_text(), check=check)]
 
-    # The document is made from the table in memory where that is about to change, so the table goes first.
-    same = [settle(options.TABLE_FILE, table_text(), check=check)]
+    from scripts.configuration_docs import DOCUMENT, document  # reads the table, so that must be the new one by now
+
     same.append(settle(DOCUMENT, document(), check=check))
     return 0 if all(same) else 1
 
@@ -74,11 +73,11 @@ def table_text() -> str:
     return f'{{"sglang": {json.dumps(sglang.__version__)},\n "options": [\n{rows}\n]}}\n'
 
 
-def sglang_parser() -> argparse.ArgumentParser:
+def sglang_parser(parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The installed SGLang's own parser of its launch options."""
     from sglang.srt.server_args import ServerArgs
 
-    parser = argparse.ArgumentParser(prog="sglang.launch_server")
+    parser = parser_class(prog="sglang.launch_server")
     ServerArgs.add_cli_args(parser)
     return parser
 
@@ -90,21 +89,24 @@ def rows_of(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
 
 
 def row_of(action: argparse.Action) -> dict[str, Any]:
-    """Raises KeyError for an argument type that is not known here: a new one must be looked at."""
-    kind, value_type = kind_of(action), TYPES[getattr(action.type, "__name__", None)]
-    if kind in (Kind.FLAG, Kind.PAIR):
-        value_type = Type.BOOLEAN
+    """One option's row. Raises KeyError as in `type_of`."""
+    kind = kind_of(action)
     flag, *others = (flag for flag in action.option_strings if kind is not Kind.PAIR or not flag.startswith("--no-"))
     return {
         "name": variable_name(flag),
         "flag": flag,
         "kind": kind,
-        "type": value_type,
+        "type": Type.BOOLEAN if kind in (Kind.FLAG, Kind.PAIR) else type_of(action),
         # Sorted: SGLang builds some of them from a set.
         "choices": None if action.choices is None else sorted(str(choice) for choice in action.choices),
         "aliases": [variable_name(other) for other in others],
         "may_be_empty": action.nargs == "*",
     }
+
+
+def type_of(action: argparse.Action) -> Type:
+    """What its value is. Raises KeyError for an argument type that is not known here: a new one must be looked at."""
+    return TYPES[getattr(action.type, "__name__", None)]
 
 
 def kind_of(action: argparse.Action) -> Kind:
@@ -117,7 +119,7 @@ def kind_of(action: argparse.Action) -> Kind:
         return Kind.LIST
     if action.nargs == "?":
         return Kind.OPTIONAL
-    if TYPES[getattr(action.type, "__name__", None)] in (Type.ANY, Type.ARRAY, Type.OBJECT):
+    if type_of(action) in (Type.ANY, Type.ARRAY, Type.OBJECT):
         return Kind.JSON
     return Kind.VALUE
 

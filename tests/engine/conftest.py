@@ -9,7 +9,8 @@ import pytest
 
 from embedded import cache
 from embedded.environment import MODEL_FOLDER, engine_environment
-from tests.worker.harness import Platform, Worker, is_alive, running_platform, running_worker
+from processes import is_alive
+from tests.worker.harness import Platform, Worker, running_platform, running_worker
 
 
 @pytest.fixture(scope="package")

@@ -7,6 +7,8 @@ import json
 import sys
 from typing import Any
 
+from scripts.update_options import sglang_parser
+
 
 class RefusedError(Exception):
     """The parser does not take these words."""
@@ -18,10 +20,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main() -> None:
-    from sglang.srt.server_args import ServerArgs
-
-    parser = Parser(prog="sglang.launch_server")
-    ServerArgs.add_cli_args(parser)
+    parser = sglang_parser(Parser)
     print("ready", flush=True)
     for line in sys.stdin:
         try:

@@ -6,14 +6,14 @@ import asyncio
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
 from embedded.conversations import CONVERSATIONS, conversation
 from embedded.environment import engine_environment
 from local_runpod import JobState
-from tests.worker.harness import Worker, error_of, events_of, is_alive, running_platform, running_worker
+from processes import is_alive, name_of
+from tests.worker.harness import Worker, error_of, events_of, running_platform, running_worker
 
 pytestmark = pytest.mark.anyio
 
@@ -59,4 +59,4 @@ async def test_killed_scheduler_under_load_loses_no_job_and_killed_worker_leaves
 
 
 def processes_named(worker: Worker, prefix: str) -> list[int]:
-    return [pid for pid in worker.engine_pids() if Path(f"/proc/{pid}/cmdline").read_text().startswith(prefix)]
+    return [pid for pid in worker.engine_pids() if name_of(pid).startswith(prefix)]

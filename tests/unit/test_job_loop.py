@@ -88,6 +88,14 @@ def started(platform: MemoryPlatform, handler: JobHandler) -> JobLoop:
     return loop
 
 
+async def started_with_job(platform: MemoryPlatform, handler: JobHandler, *, after: float = 0.01) -> JobLoop:
+    """A loop that has taken job `a`, seconds ago."""
+    loop = started(platform, handler)
+    platform.jobs.put_nowait({"id": "a", "input": 5})
+    await asyncio.sleep(after)
+    return loop
+
+
 def message_of(result: dict[str, Any]) -> str:
     message: str = json.loads(result["error"])["error"]["message"]
     return message
@@ -95,9 +103,7 @@ def message_of(result: dict[str, Any]) -> str:
 
 async def test_job_is_answered_and_counted() -> None:
     platform = MemoryPlatform()
-    loop = started(platform, echo)
-    platform.jobs.put_nowait({"id": "a", "input": 5})
-    await asyncio.sleep(0.01)
+    loop = await started_with_job(platform, echo)
     assert platform.outputs == [5]
     assert platform.results == {"a": [{"output": [5]}]}
     assert platform.in_progress == set()
@@ -118,18 +124,14 @@ async def test_job_that_arrives_with_the_end_of_the_last_poll_is_reported() -> N
 
 async def test_job_that_hangs_is_reported_when_the_time_is_up() -> None:
     platform = MemoryPlatform()
-    loop = started(platform, hang)
-    platform.jobs.put_nowait({"id": "a", "input": 5})
-    await asyncio.sleep(0.01)
+    loop = await started_with_job(platform, hang)
     await loop.stop(timeout_seconds=0.05, reason="the engine is gone")
     assert [message_of(result) for result in platform.results["a"]] == ["the engine is gone"]
 
 
 async def test_stream_that_is_given_up_ends_with_an_error_event() -> None:
     platform = MemoryPlatform()
-    loop = started(platform, stream_and_hang)
-    platform.jobs.put_nowait({"id": "a", "input": 5})
-    await asyncio.sleep(0.01)
+    loop = await started_with_job(platform, stream_and_hang)
     await loop.stop(timeout_seconds=0.05, reason="over")
     assert platform.outputs == ["data: 1\n\n", "error event: over"]
     assert [message_of(result) for result in platform.results["a"]] == ["over"]
@@ -137,9 +139,7 @@ async def test_stream_that_is_given_up_ends_with_an_error_event() -> None:
 
 async def test_handler_that_raises_fails_the_job_without_its_words() -> None:
     platform = MemoryPlatform()
-    loop = started(platform, raises)
-    platform.jobs.put_nowait({"id": "a", "input": 5})
-    await asyncio.sleep(0.01)
+    loop = await started_with_job(platform, raises)
     assert [message_of(result) for result in platform.results["a"]] == ["the worker failed to handle this job"]
     await loop.stop(timeout_seconds=0)
 
@@ -159,9 +159,7 @@ async def test_stream_whose_output_is_never_taken_fails(monkeypatch: pytest.Monk
     monkeypatch.setattr(job_loop, "OUTPUT_RETRY_SECONDS", 0.1)
     platform = MemoryPlatform()
     platform.refusals = [PlatformError("no answer")]
-    loop = started(platform, echo)
-    platform.jobs.put_nowait({"id": "a", "input": 5})
-    await asyncio.sleep(0.05)
+    loop = await started_with_job(platform, echo, after=0.05)
     assert [message_of(result) for result in platform.results["a"]] == [
         "the platform did not take a part of the streamed answer"
     ]
@@ -171,9 +169,7 @@ async def test_stream_whose_output_is_never_taken_fails(monkeypatch: pytest.Monk
 async def test_output_that_is_refused_for_good_is_still_in_the_result() -> None:
     platform = MemoryPlatform()
     platform.refusals = [PlatformError("the platform answered 413", 413)]
-    loop = started(platform, echo)
-    platform.jobs.put_nowait({"id": "a", "input": 5})
-    await asyncio.sleep(0.05)
+    loop = await started_with_job(platform, echo, after=0.05)
     assert platform.results == {"a": [{"output": [5]}]}
     await loop.stop(timeout_seconds=0)
 

@@ -20,6 +20,7 @@ import httpx
 import uvicorn
 
 from local_runpod import Faults, Job, JobQueue, JobState, create_app, worker_environment
+from processes import group_members
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTED_ENGINE = REPOSITORY / "tests" / "scripted_engine"
@@ -100,16 +101,12 @@ class Worker:
 
     def engine_pid(self) -> int | None:
         """The engine's first process, None while there is none."""
-        for pid in self.children():
-            with suppress(OSError):
-                if b"sglang.launch_server" in Path(f"/proc/{pid}/cmdline").read_bytes():
-                    return pid
-        return None
+        return next((pid for pid in self.children() if "sglang.launch_server" in command_line(pid)), None)
 
     def engine_pids(self) -> list[int]:
         """The engine's process, and those of its group."""
         leader = self.engine_pid()
-        return [pid for pid, group in _process_groups() if group == leader]
+        return sorted(group_members(leader)) if leader is not None else []
 
     def children(self) -> list[int]:
         """The processes that the worker's main thread started."""
@@ -118,18 +115,11 @@ class Worker:
         ]
 
 
-def _process_groups() -> list[tuple[int, int]]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError, IndexError):
-            fields = path.read_text().rpartition(")")[2].split()
-            if fields[0] != "Z":
-                found.append((int(path.parent.name), int(fields[2])))
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    return any(pid == other for other, _ in _process_groups())
+def command_line(pid: int) -> list[str]:
+    """The words of a process's command line; empty when it is gone."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
+    return []
 
 
 def free_port() -> int:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from local_runpod import JobState
-from tests.worker.harness import Platform, error_of, events_of, is_alive, running_worker, start_worker
+from processes import is_alive
+from tests.worker.harness import Platform, error_of, events_of, running_worker, start_worker
 
 pytestmark = pytest.mark.anyio
 

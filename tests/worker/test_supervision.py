@@ -17,6 +17,7 @@ from engine import EngineConfig
 from engine_process import Engine
 from local_runpod import JobState
 from masking import Mask
+from processes import is_alive, name_of
 from settings import Settings
 from supervisor import State, Supervisor
 from tests.worker.harness import (
@@ -26,7 +27,6 @@ from tests.worker.harness import (
     error_of,
     events_of,
     free_port,
-    is_alive,
     running_worker,
 )
 
@@ -137,7 +137,7 @@ async def test_dead_scheduler_is_a_dead_engine(platform: Platform) -> None:
         job = platform.queue.submit(STUCK_AT_FIRST)
         await until_asked(worker, 2)
         before = worker.engine_pids()
-        [scheduler] = [pid for pid in before if b"sglang::scheduler" in _command_line(pid)]
+        [scheduler] = [pid for pid in before if name_of(pid).startswith("sglang::scheduler")]
         os.kill(scheduler, signal.SIGKILL)
         assert (await job.finished(20)).state is JobState.COMPLETED
         assert not any(map(is_alive, before))
@@ -299,8 +299,3 @@ async def test_killed_worker_leaves_no_process_behind(platform: Platform) -> Non
         async with asyncio.timeout(5):
             while any(map(is_alive, processes)):
                 await asyncio.sleep(0.05)
-
-
-def _command_line(pid: int) -> bytes:
-    with open(f"/proc/{pid}/cmdline", "rb") as command_line:
-        return command_line.read()
