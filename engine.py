@@ -17,9 +17,11 @@ from pathlib import Path
 from dotenv import load_dotenv
 
 import options
+from addresses import url_of
 from masking import Mask
 from misspelt import nearest_names
 from options import Option
+from platforms import WAVERLESS_VARIABLES
 from presets import PRESETS, Preset
 from settings import VARIABLES, ConfigurationError, Settings
 
@@ -172,9 +174,8 @@ class EngineConfig:
 
     @property
     def base_url(self) -> str:
-        """Where this machine reaches the engine: one that listens everywhere is reached on loopback."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        """Where this machine reaches the engine."""
+        return url_of(self.host, self.port)
 
     def command(self) -> list[str]:
         """The engine's command line, for this Python."""
@@ -291,7 +292,7 @@ def _option_of(flag: str) -> Option | None:
 def warnings_for(environ: Mapping[str, str]) -> Iterator[str]:
     """What the user should know of variables that have no effect: misspelt ones, and ones of other versions."""
     version = options.sglang_version()
-    known = {*OPTIONS, *(variable.name for variable in VARIABLES), EXTRA_ARGS, "PRESET"}
+    known = {*OPTIONS, *(variable.name for variable in VARIABLES), *WAVERLESS_VARIABLES, EXTRA_ARGS, "PRESET"}
     for name in sorted(environ):
         if name in known or not environ[name].strip():
             continue

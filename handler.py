@@ -1,17 +1,16 @@
 """The front desk: a job's input becomes one request to the engine, and the engine's answer the job's outputs.
 
-Run it as `python handler.py`: with a platform's variables in the environment it is a worker; with `--test_input` or a
-`test_input.json` it answers one job and exits.
+Run it as `python handler.py`: with a platform's variables in the environment it is a worker; with `--rp_serve_api` it
+serves the platform's API on this machine; with `--test_input` or a `test_input.json` it answers one job and exits.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
-import os
-import sys
 import time
 import traceback
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -35,10 +34,10 @@ from errors import (
     UpstreamError,
     from_response,
 )
-from job_input import UpstreamRequest, build_request
+from job_input import UpstreamRequest, build_request, unstreamed
 from job_loop import Job, JobHandler
 from masking import Mask
-from settings import ConfigurationError, Settings
+from settings import Settings
 from supervisor import Exchange, Supervisor
 
 log = logging.getLogger("worker.handler")
@@ -50,7 +49,13 @@ CONNECT_TIMEOUT_SECONDS = 10.0
 
 
 def create_handler(
-    client: httpx.AsyncClient, supervisor: Supervisor, *, served_model_name: str, settings: Settings, mask: Mask
+    client: httpx.AsyncClient,
+    supervisor: Supervisor,
+    *,
+    served_model_name: str,
+    settings: Settings,
+    mask: Mask,
+    can_stream: bool = True,
 ) -> JobHandler:
     """The handler of every job: an async generator function over the one shared client.
 
@@ -58,7 +63,10 @@ def create_handler(
     answer. A failed job's last output is `{"error": "<JSON>"}`, the form in which the SDK takes an error; where events
     have been sent already, an SSE error event goes before it. It raises nothing but cancellation, and closes the
     engine's stream on every way out.
+
+    can_stream: where the platform takes no streams, a job that asks for one is answered unstreamed.
     """
+    unstreamed_jobs = itertools.count()
 
     async def handler(job: Job) -> AsyncGenerator[Output, None]:
         began, events_sent = time.monotonic(), False
@@ -69,6 +77,10 @@ def create_handler(
                 limits=settings.limits,
                 allowed_routes=settings.allowed_routes,
             )
+            if request.stream and not can_stream:
+                request = unstreamed(request)
+                if not next(unstreamed_jobs):
+                    log.warning("this platform takes no streams: jobs with `stream: true` are answered unstreamed")
             async with aclosing(_deliver(client, supervisor, request)) as outputs:
                 async for output in outputs:
                     yield output
@@ -205,41 +217,50 @@ def create_client(config: EngineConfig, settings: Settings) -> httpx.AsyncClient
     )
 
 
-@asynccontextmanager
-async def serve(config: EngineConfig, settings: Settings, mask: Mask) -> AsyncGenerator[serverless.Service, None]:
-    """Start the engine and wait until it is warm; give the handler over it; stop the engine at the end."""
-    async with (
-        create_client(config, settings) as client,
-        Supervisor(Engine(config, mask), settings) as supervisor,
-    ):
-        handler = create_handler(
-            client, supervisor, served_model_name=config.served_model_name, settings=settings, mask=mask
-        )
-        yield serverless.Service(
-            handler=handler,
-            wait_until_ready=supervisor.wait_until_ready,
-            wait_for_failure=supervisor.wait_for_failure,
-            error_event=answers.error_event,
-        )
+class FrontDesk:
+    """The handler with its engine, as a `serverless.ManagedHandler`."""
+
+    def __init__(self) -> None:
+        self._configured: tuple[EngineConfig, Settings, Mask, bool] | None = None
+
+    def configure(self, environ: Mapping[str, str], mask: Mask, *, can_stream: bool) -> Settings:
+        """Plan the engine; say which variables have no effect. Raises ConfigurationError."""
+        for warning in warnings_for(environ):
+            log.warning("%s", warning)
+        config, settings = configure(environ, read_image_file())
+        self._configured = config, settings, mask, can_stream
+        return settings
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncGenerator[serverless.Service, None]:
+        """Start the engine and wait until it is warm; give the handler over it; stop the engine at the end."""
+        if self._configured is None:
+            raise RuntimeError("configure() comes first")
+        config, settings, mask, can_stream = self._configured
+        async with (
+            create_client(config, settings) as client,
+            Supervisor(Engine(config, mask), settings) as supervisor,
+        ):
+            yield serverless.Service(
+                handler=create_handler(
+                    client,
+                    supervisor,
+                    served_model_name=config.served_model_name,
+                    settings=settings,
+                    mask=mask,
+                    can_stream=can_stream,
+                ),
+                wait_until_ready=supervisor.wait_until_ready,
+                wait_for_failure=supervisor.wait_for_failure,
+                error_event=answers.error_event,
+            )
 
 
-def main() -> int:
-    """The program: read the configuration, then run the mode that the command line and the environment ask for."""
+def main() -> None:
+    """The program: serve GLM-4.7-Flash in the mode that the command line and the environment ask for."""
     load_dotenv(Path.cwd() / ".env")  # what the environment has already wins
-    arguments = serverless.parse_arguments(sys.argv[1:])
-    mask = Mask.from_environ(os.environ)
-    serverless.configure_logging(mask)
-    for warning in warnings_for(os.environ):
-        log.warning("%s", warning)
-    try:
-        config, settings = configure(os.environ, read_image_file())
-    except ConfigurationError as error:
-        for problem in error.problems:
-            log.error("%s", problem)
-        return serverless.EXIT_USAGE
-    os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK takes DEBUG and prints every output
-    return serverless.run(lambda: serve(config, settings, mask), settings, arguments)
+    serverless.start({"handler": FrontDesk(), "return_aggregate_stream": True})
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from errors import InvalidInputError, RequestTooLargeError
@@ -53,6 +53,14 @@ def build_request(
             f"the request is {len(request.body)} bytes; up to {limits.request_bytes} are accepted (MAX_REQUEST_BYTES)"
         )
     return request
+
+
+def unstreamed(request: UpstreamRequest) -> UpstreamRequest:
+    """The same request, for one whole answer."""
+    body = json.loads(request.body or b"{}")
+    body.pop("stream_options", None)  # refused where nothing is streamed
+    body = json.dumps(body | {"stream": False}, ensure_ascii=False, separators=(",", ":")).encode()
+    return replace(request, body=body, stream=False)
 
 
 def _request(job_input: Any, model: str, limits: Limits, allowed_routes: frozenset[str]) -> UpstreamRequest:

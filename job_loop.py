@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ TOO_MANY_REQUESTS_PAUSE_SECONDS = 5.0
 ERROR_PAUSE_SECONDS = 1.0
 # A platform without long polls (Waverless) answers "nothing" at once; such a poll is repeated after a pause.
 EMPTY_POLL_PAUSE_SECONDS = 0.2
+# With no slot free, the number of slots is asked for again after this time; it may have grown by itself.
+CONCURRENCY_SECONDS = 1.0
 # When an idle worker is told to stop, a poll in flight may still bring jobs: it is waited for this long.
 LAST_POLL_SECONDS = 1.0
 
@@ -43,16 +46,21 @@ JobHandler = Callable[[Job], AsyncGenerator[Any, None]]
 
 
 class PlatformError(Exception):
-    """A call to the platform failed. status: of its answer, None where there was none."""
+    """A call to the platform failed. status: of its answer, None where there was none.
 
-    def __init__(self, reason: str, status: int | None = None) -> None:
+    never: whether there is no point in asking, since what should be sent cannot be sent.
+    """
+
+    def __init__(self, reason: str, status: int | None = None, *, never: bool = False) -> None:
         super().__init__(reason)
         self.status = status
+        self._never = never
 
     @property
     def is_final(self) -> bool:
         """Whether the same call can never succeed: the platform understood, and refused."""
-        return self.status is not None and 400 <= self.status < 500 and self.status not in (408, 425, 429)
+        refused = self.status is not None and 400 <= self.status < 500 and self.status not in (408, 425, 429)
+        return refused or self._never
 
 
 class Platform(Protocol):
@@ -77,6 +85,31 @@ class Platform(Protocol):
         """Count it no longer."""
 
 
+@dataclass(frozen=True)
+class Delivery:
+    """In which form a job's outputs go to the platform.
+
+    streamed: whether each is sent as it comes. result: the job's result, made of all of them.
+    """
+
+    streamed: bool
+    result: Callable[[list[Any]], Any]
+
+
+def the_only_one(outputs: list[Any]) -> Any:
+    """The result of a handler that yields one output."""
+    return outputs[0] if outputs else None
+
+
+def one_object(outputs: list[Any]) -> dict[str, Any]:
+    """A result for a platform that takes one JSON object and nothing else; what is none goes under `output`."""
+    result = outputs[0] if len(outputs) == 1 else outputs
+    return result if isinstance(result, dict) else {"output": result}
+
+
+STREAMED = Delivery(streamed=True, result=list)
+
+
 @dataclass
 class _Run:
     """One job under way: what it has sent so far. `reporting`: its result is known and on its way."""
@@ -94,14 +127,22 @@ class JobLoop:
         platform: Platform,
         handler: JobHandler,
         *,
-        capacity: int,
+        concurrency: Callable[[int], int],
         wait_until_ready: Callable[[], Awaitable[None]],
-        error_event: Callable[[JobError], str],
+        error_event: Callable[[JobError], str] | None = None,
+        delivery: Delivery = STREAMED,
     ) -> None:
-        """capacity: jobs at once. wait_until_ready: see `serverless.Service`. error_event: an error as streams end."""
+        """What jobs are run with.
+
+        concurrency: from the number of jobs at once so far (1 at first) to the number from now on; asked before each
+        poll, 0 takes no more. wait_until_ready: see `serverless.Service`. error_event: an error in the form in which a
+        stream that breaks off ends, None where its outputs have no such form.
+        """
         self._platform = platform
         self._handler = handler
-        self._capacity = capacity
+        self._concurrency = concurrency
+        self._capacity = 1
+        self._delivery = delivery
         self._wait_until_ready = wait_until_ready
         self._error_event = error_event
         self._runs: dict[str, _Run] = {}
@@ -171,15 +212,24 @@ class JobLoop:
                 await self._stopping.wait()
             if self._stopping.is_set():
                 return
-            free = self._capacity - len(self._runs)
+            free = self._slots() - len(self._runs)
             if free <= 0:
                 self._slot_free.clear()
-                await self._slot_free.wait()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._slot_free.wait(), CONCURRENCY_SECONDS)
                 continue
             poll = _Poll("take jobs")
             with poll:
                 await self._poll(poll, free)
             await self._pause(poll.pause_seconds)
+
+    def _slots(self) -> int:
+        """How many jobs may be under way now. A user's function that fails leaves the number as it was."""
+        try:
+            self._capacity = int(self._concurrency(self._capacity))
+        except Exception as error:
+            log.error("the concurrency modifier raised %s; %d at once as before", type(error).__name__, self._capacity)
+        return self._capacity
 
     async def _poll(self, poll: _Poll, most: int) -> None:
         """Take what one poll brings, also when this is cancelled while its answer is here already."""
@@ -229,14 +279,16 @@ class JobLoop:
         except JobError as error:
             result = {"error": error.as_json()}
         except Exception as exception:
-            log.error("job %s: the handler raised %s", job["id"], type(exception).__name__)
+            # Its text may quote the job's content; its type and place do not.
+            place = "".join(traceback.format_tb(exception.__traceback__))
+            log.error("job %s: the handler raised %s:\n%s", job["id"], type(exception).__name__, place)
             result = {"error": JobError().as_json()}
         run.reporting = True
         await self._report(job, result)
 
     async def _abandon(self, job: Job, outputs: list[Any], error: JobError) -> dict[str, Any]:
         """End a job that is not finished: a stream gets a last event, so that nobody takes it for whole."""
-        if any(isinstance(output, str) for output in outputs):
+        if self._error_event is not None and any(isinstance(output, str) for output in outputs):
             with suppress(PlatformError):
                 await self._platform.post_output(job, self._error_event(error))
         return {"error": error.as_json()}
@@ -249,10 +301,11 @@ class JobLoop:
                 if (error := error_of(output)) is not None:
                     return {"error": error}
                 outputs.append(output)
-                refused += not await self._post_output(job, output)
+                if self._delivery.streamed:
+                    refused += not await self._post_output(job, output)
         if refused:
             log.warning("job %s: %d outputs were refused by the platform; its result has them", job["id"], refused)
-        return {"output": outputs}
+        return {"output": self._delivery.result(outputs)}
 
     async def _post_output(self, job: Job, output: Any) -> bool:
         """Send an output now; whether it was taken. One that is refused for good is still part of the final result.
@@ -275,7 +328,7 @@ class JobLoop:
         except PlatformError as error:
             log.error("job %s: the result was not taken by the platform: %s", job["id"], error)
             if "output" in result and error.is_final:
-                refused = JobError(f"the platform refused this job's result: {error}", code=502)
+                refused = JobError(f"the platform did not take this job's result: {error}", code=502)
                 await self._report(job, {"error": refused.as_json()})
 
     async def _watch_stop_signals(self) -> None:

@@ -8,6 +8,7 @@ runpod.serverless.modules.rp_http            JOB_DONE_URL, JOB_STREAM_URL
 runpod.serverless.modules.rp_job             _job_get_url, _job_stop_url, get_stop_signals
 runpod.serverless.modules.rp_ping            Heartbeat.process_loop
 runpod.serverless.modules.worker_state       WORKER_ID, JobsProgress, PingJobMirror
+runpod.serverless.utils.rp_validator         validate
 """
 
 from __future__ import annotations
@@ -31,7 +32,16 @@ from job_loop import Job, PlatformError
 from processes import die_with_parent
 from wire_json import parse_tolerantly
 
-__all__ = ["VERSION", "WORKER_ID", "RunPodPlatform", "is_machine_fit", "start_heartbeat"]
+__all__ = [
+    "VERSION",
+    "WORKER_ID",
+    "RunPodPlatform",
+    "WaverlessPlatform",
+    "is_machine_fit",
+    "jobs_in_progress",
+    "start_heartbeat",
+    "validate",
+]
 
 # The session's own limit is 600 s; a post that hangs is better tried again.
 POST_TIMEOUT = aiohttp.ClientTimeout(60)
@@ -117,6 +127,29 @@ def _encode(data: dict[str, Any]) -> bytes:
         return json.dumps(data, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # half of a surrogate pair
         return json.dumps(data).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise PlatformError("it is no JSON", never=True) from None
+
+
+class WaverlessPlatform(RunPodPlatform):
+    """The same protocol without a stop channel; what is posted to its output channel would end the job."""
+
+    async def stopped_jobs(self) -> list[str] | None:
+        """None: there is no such channel."""
+        return None
+
+
+def validate(raw_input: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The SDK's own validator: `{"validated_input": …}`, or `{"errors": [text, …]}`."""
+    from runpod.serverless.utils import rp_validator
+
+    answer: dict[str, Any] = rp_validator.validate(raw_input, schema)
+    return answer
+
+
+def jobs_in_progress() -> int:
+    """How many jobs are counted as in progress."""
+    return len(JobsProgress())
 
 
 def start_heartbeat() -> None:

@@ -1,37 +1,42 @@
 """The loading dock: which mode the program runs in, and how it ends.
 
-Two modes so far: worker (jobs from the platform, through RunPod's SDK) and local (one job from the command line or from
-`test_input.json`). The SDK is imported late: that reads most `RUNPOD_*` variables for good, and costs almost two
-seconds that local mode need not spend.
+worker    jobs from the platform, RunPod or Waverless, through RunPod's SDK
+API       the same, with a local RunPod in this process as the platform (api_mode.py)
+local     one job, from the command line or from `test_input.json`
+
+`start({"handler": f})` is the face for handlers of any kind, as in RunPod's SDK. The SDK is imported late: that reads
+most `RUNPOD_*` variables for good, and costs almost two seconds that local mode need not spend.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import AbstractAsyncContextManager, aclosing, contextmanager
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, Protocol
 
+import platforms
+from command_line import Arguments, parse_arguments
 from engine_process import EngineError
 from errors import EngineUnavailableError, JobError
-from job_loop import Job, JobHandler, JobLoop, error_of
+from functions import as_job_handler, is_generator
+from job_loop import Delivery, Job, JobHandler, JobLoop, error_of, one_object, the_only_one
 from masking import Mask, MaskingFormatter
-from settings import Settings
+from platforms import PlatformName
+from settings import ConfigurationError, Settings
+from tasks import cancel
+from web_server import PortInUseError, serving
 
 log = logging.getLogger("worker.serverless")
 
 # 0: told to stop, or a job answered. 1: the engine, the machine or a job failed. 2: wrong settings or command line.
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-
-TEST_INPUT_FILE = "test_input.json"
 
 # A worker whose engine is given up must be gone within 10 s. Jobs in flight fail by themselves; what has not by then is
 # reported by the loop.
@@ -40,64 +45,135 @@ FAILURE_TIMEOUT_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Service:
-    """What takes jobs while a lifespan lasts.
+    """What answers jobs while a lifespan lasts.
 
     handler: answers each job, `{"id": …, "input": …}`.
     wait_until_ready: returns while jobs should be taken; raises JobError when they never will be again.
     wait_for_failure: returns the reason once the service breaks for good.
-    error_event: an error in the form in which a broken-off stream ends.
+    error_event: an error in the form in which a broken-off stream ends; None where outputs have no such form.
     """
 
     handler: JobHandler
     wait_until_ready: Callable[[], Coroutine[Any, Any, None]]
     wait_for_failure: Callable[[], Coroutine[Any, Any, str]]
-    error_event: Callable[[JobError], str]
+    error_event: Callable[[JobError], str] | None = None
 
 
-Lifespan = Callable[[], AbstractAsyncContextManager[Service]]
+class ManagedHandler(Protocol):
+    """A handler with a life of its own, in place of a function: it is told its surroundings, started and ended."""
+
+    def configure(self, environ: Mapping[str, str], mask: Mask, *, can_stream: bool) -> Settings:
+        """Read the environment. Raises ConfigurationError with every problem.
+
+        can_stream: whether the platform takes an output before a job is over.
+        """
+
+    def lifespan(self) -> AbstractAsyncContextManager[Service]:
+        """Start what answers jobs; end it. Raises EngineError where it does not start."""
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """The command line. `test_job` is the job of local mode, None where the environment asks for a worker."""
+class Work:
+    """All that a mode needs: what answers jobs, how its outputs are delivered, how many at once."""
 
-    test_job: Job | None
+    lifespan: Callable[[], AbstractAsyncContextManager[Service]]
+    delivery: Delivery
+    concurrency: Callable[[int], int]
+    settings: Settings
+    platform: PlatformName
 
 
-def parse_arguments(argv: list[str]) -> Arguments:
-    """Read the command line; where it names no job and no platform does, `test_input.json` holds the job.
+def start(config: Mapping[str, Any]) -> NoReturn:
+    """Run a handler in the mode that the command line and the environment ask for; ends the process.
 
-    Exits with code 2 and one line for an unknown flag, for bad JSON, or where there is no job at all.
+    config, as in RunPod's SDK:
+      handler: a function of a job (`{"id", "input"}`), a generator function, either of them asynchronous or not, or a
+        ManagedHandler. What it returns is the job's output; what it yields is streamed; `{"error": text}` fails the
+        job, and so does whatever it raises, without its words.
+      return_aggregate_stream: whether the outputs of a generator are its result too. Default: no, as in the SDK.
+      concurrency_modifier: from the number of jobs at once so far to the number from now on; 0 takes none. Default:
+        one job at once for a function, MAX_CONCURRENCY for a ManagedHandler. `--rp_api_concurrency` overrides it.
+
+    The exit code is 0, 1 after a failure, or 2 for a wrong command line or setting.
     """
-    parser = argparse.ArgumentParser(
-        prog="handler.py",
-        description="A serverless worker that serves GLM-4.7-Flash through SGLang.",
-        epilog=f"Without RUNPOD_WEBHOOK_GET_JOB and --test_input, the job is read from {TEST_INPUT_FILE}.",
-        allow_abbrev=False,
+    handler = config.get("handler")
+    modifier = config.get("concurrency_modifier")
+    if not callable(handler) and not hasattr(handler, "lifespan"):
+        raise TypeError('start() needs {"handler": f}, with f a function of a job')
+    if modifier is not None and not callable(modifier):
+        raise TypeError("'concurrency_modifier' must be a function of the number of jobs at once so far")
+    managed: ManagedHandler = handler if hasattr(handler, "lifespan") else _Function(handler)
+
+    platform = platforms.detect(os.environ)
+    os.environ.update(platforms.translate(os.environ))
+    arguments = parse_arguments(sys.argv[1:], os.environ)
+    if arguments.log_level:
+        os.environ["RUNPOD_LOG_LEVEL"] = arguments.log_level
+    if arguments.test_job is not None or arguments.serve_api:
+        platform = PlatformName.LOCAL
+    mask = Mask.from_environ(os.environ)
+    configure_logging(mask)
+    try:
+        settings = managed.configure(os.environ, mask, can_stream=platform is not PlatformName.WAVERLESS)
+    except ConfigurationError as error:
+        for problem in error.problems:
+            log.error("%s", problem)
+        sys.exit(EXIT_USAGE)
+    _set_log_level(settings.log_level)
+    fixed = arguments.api_concurrency or (settings.max_concurrency if managed is handler else 1)
+    work = Work(
+        lifespan=managed.lifespan,
+        delivery=_delivery(
+            platform,
+            streams=managed is handler or is_generator(handler),
+            aggregates=bool(config.get("return_aggregate_stream")) or arguments.test_job is not None,
+        ),
+        concurrency=(lambda _: fixed) if modifier is None or arguments.api_concurrency else modifier,
+        settings=settings,
+        platform=platform,
     )
-    parser.add_argument("--test_input", metavar="JSON", help='answer this one job, {"input": …}, and exit')
-    given = parser.parse_args(argv)
-    if given.test_input is not None:
-        return Arguments(_test_job(parser, "--test_input", given.test_input))
-    if os.environ.get("RUNPOD_WEBHOOK_GET_JOB"):
-        return Arguments(test_job=None)
-    try:
-        text = Path(TEST_INPUT_FILE).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        parser.error(f"no job: give one with --test_input or in {TEST_INPUT_FILE}, or set RUNPOD_WEBHOOK_GET_JOB")
-    except (OSError, UnicodeDecodeError) as error:
-        parser.error(f"{TEST_INPUT_FILE} cannot be read: {type(error).__name__}")
-    return Arguments(_test_job(parser, TEST_INPUT_FILE, text))
+    sys.exit(run(work, arguments))
 
 
-def _test_job(parser: argparse.ArgumentParser, source: str, text: str) -> Job:
-    try:
-        job = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        parser.error(f"{source} is not valid JSON: {error}")
-    if not isinstance(job, dict) or "input" not in job:
-        parser.error(f'{source} must be an object with an "input", as in {{"input": {{"messages": […]}}}}')
-    return {"id": "local_test", **job}
+def validate(raw_input: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """Check an input against a schema, as RunPod's SDK does it; its result is the SDK's.
+
+    `{"validated_input": …}`, or `{"errors": [text, …]}`. schema: for each name its `type`, whether it is `required`,
+    a `default` and `constraints`, a function of the value.
+    """
+    os.environ.update(platforms.translate(os.environ))
+    import runpod_sdk
+
+    return runpod_sdk.validate(raw_input, schema)
+
+
+class _Function:
+    """A plain handler function as a ManagedHandler: always ready, never failing as a whole."""
+
+    def __init__(self, function: Callable[[Job], Any]) -> None:
+        self._handler = as_job_handler(function)
+
+    def configure(self, environ: Mapping[str, str], mask: Mask, *, can_stream: bool) -> Settings:
+        return Settings.from_environ(environ)
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncGenerator[Service, None]:
+        async def ready() -> None:
+            return
+
+        async def failure() -> str:
+            never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            return await never
+
+        yield Service(self._handler, ready, failure)
+
+
+def _delivery(platform: PlatformName, *, streams: bool, aggregates: bool) -> Delivery:
+    if platform is PlatformName.WAVERLESS:
+        return Delivery(streamed=False, result=one_object)
+    if not streams:
+        return Delivery(streamed=False, result=the_only_one)
+    return Delivery(streamed=True, result=list if aggregates else lambda _: [])
 
 
 def configure_logging(mask: Mask) -> None:
@@ -108,26 +184,38 @@ def configure_logging(mask: Mask) -> None:
     to_standard_error = logging.StreamHandler(sys.stderr)
     to_standard_error.setFormatter(MaskingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", mask))
     logging.basicConfig(handlers=[to_standard_error], level=logging.INFO, force=True)
-    for library in ("httpx", "httpcore"):
+    for library in ("httpx", "httpcore", "uvicorn"):
         logging.getLogger(library).setLevel(logging.WARNING)
 
 
-def run(lifespan: Lifespan, settings: Settings, arguments: Arguments) -> int:
-    """Run the mode that the arguments ask for, to its end. Returns the process's exit code."""
-    level = {"TRACE": "DEBUG", "WARN": "WARNING", "NOTSET": "CRITICAL"}.get(settings.log_level, settings.log_level)
+def _set_log_level(log_level: str) -> None:
+    os.environ["RUNPOD_LOG_LEVEL"] = log_level  # unset, the SDK takes DEBUG and prints every output
+    level = {"TRACE": "DEBUG", "WARN": "WARNING", "NOTSET": "CRITICAL"}.get(log_level, log_level)
     logging.getLogger("worker").setLevel(level)
+
+
+def run(work: Work, arguments: Arguments) -> int:
+    """Run the mode that the arguments ask for, to its end. Returns the process's exit code."""
     if arguments.test_job is not None:
-        return asyncio.run(_run_local(lifespan, arguments.test_job))
-    return _run_worker(lifespan, settings)
+        return asyncio.run(_answer_one(work, arguments.test_job))
+    try:
+        if arguments.serve_api:
+            from api_mode import local_platform  # the web framework's import costs local mode and workers time
+
+            return asyncio.run(_work(work, local_platform(arguments, work.settings)))
+        return _run_worker(work)
+    except PortInUseError as error:
+        log.error("%s", error)
+        return EXIT_FAILED
 
 
-async def _run_local(lifespan: Lifespan, job: Job) -> int:
+async def _answer_one(work: Work, job: Job) -> int:
     """Answer one job; print it on standard output as the platform would report it."""
     outputs: list[Any] = []
     error: str | None = None
     with _stop_on_signals() as stop:
         try:
-            async with lifespan() as service, aclosing(service.handler(job)) as answer:
+            async with work.lifespan() as service, aclosing(service.handler(job)) as answer:
                 async for output in answer:
                     if (error := error_of(output)) is None:
                         outputs.append(output)
@@ -138,46 +226,76 @@ async def _run_local(lifespan: Lifespan, job: Job) -> int:
             if not stop.requested.is_set():
                 raise
             return EXIT_FAILED
-    report = {"id": job["id"], "status": "FAILED" if error else "COMPLETED", "output": outputs}
+        except Exception as exception:
+            log.exception("the handler raised %s", type(exception).__name__)
+            error = JobError().as_json()
+    report: dict[str, Any] = {"id": job["id"], "status": "FAILED" if error else "COMPLETED"}
+    if not error or outputs:
+        report["output"] = work.delivery.result(outputs)
     if error:
         report["error"] = error
-    text = json.dumps(report, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
+    return _print_report(report)
+
+
+def _print_report(report: dict[str, Any]) -> int:
+    try:
+        text = json.dumps(report, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
+    except (TypeError, ValueError) as error:
+        log.error("the output is no JSON: %s", error)
+        return EXIT_FAILED
     sys.stdout.buffer.write(f"{text}\n".encode("utf-8", "replace"))  # UTF-8, whatever the locale says
     sys.stdout.flush()
-    return EXIT_FAILED if error else EXIT_OK
+    return EXIT_FAILED if "error" in report else EXIT_OK
 
 
-def _run_worker(lifespan: Lifespan, settings: Settings) -> int:
+def _run_worker(work: Work) -> int:
     import runpod_sdk
 
-    log.info("worker %s starts, with RunPod's SDK %s", runpod_sdk.WORKER_ID, runpod_sdk.VERSION)
+    log.info(
+        "worker %s starts on %s, with RunPod's SDK %s", runpod_sdk.WORKER_ID, work.platform.value, runpod_sdk.VERSION
+    )
     if not runpod_sdk.is_machine_fit():
         log.error("a fitness check of this machine failed; see above")
         return EXIT_FAILED
     # The heartbeat runs before the engine does: loading a model takes minutes, and the platform should see us alive.
     runpod_sdk.start_heartbeat()
-    return asyncio.run(_work(lifespan, settings))
+    return asyncio.run(_work(work, _deployed_platform(work)))
 
 
-async def _work(lifespan: Lifespan, settings: Settings) -> int:
-    from runpod_sdk import RunPodPlatform
+@asynccontextmanager
+async def _deployed_platform(work: Work) -> AsyncGenerator[Callable[[], Any], None]:
+    """What a deployed worker has around its jobs; gives the connection to the platform."""
+    from runpod_sdk import RunPodPlatform, WaverlessPlatform
 
+    async with AsyncExitStack() as stack:
+        if work.platform is PlatformName.WAVERLESS:
+            from waverless_health import health_app
+
+            port = work.settings.waverless_health_port
+            try:
+                await stack.enter_async_context(serving(health_app(), "0.0.0.0", port))
+            except PortInUseError as error:
+                log.warning("no /health for Waverless, jobs are answered all the same: %s", error)
+            yield WaverlessPlatform.connect
+        else:
+            yield RunPodPlatform.connect
+
+
+async def _work(work: Work, platform: AbstractAsyncContextManager[Callable[[], Any]]) -> int:
+    """Answer the platform's jobs until told to stop, or until the service breaks. Returns the exit code."""
     with _stop_on_signals() as stop:
         try:
-            async with lifespan() as service, RunPodPlatform.connect() as platform:
+            async with platform as connect, work.lifespan() as service, connect() as connection:
                 stop.gracefully = True
-                return await _take_jobs(
-                    service,
-                    JobLoop(
-                        platform,
-                        service.handler,
-                        capacity=settings.max_concurrency,
-                        wait_until_ready=service.wait_until_ready,
-                        error_event=service.error_event,
-                    ),
-                    settings,
-                    stop,
+                jobs = JobLoop(
+                    connection,
+                    service.handler,
+                    concurrency=work.concurrency,
+                    wait_until_ready=service.wait_until_ready,
+                    error_event=service.error_event,
+                    delivery=work.delivery,
                 )
+                return await _take_jobs(service, jobs, work.settings, stop)
         except EngineError as error:
             log.error("%s", error)
             return EXIT_FAILED
@@ -188,14 +306,13 @@ async def _work(lifespan: Lifespan, settings: Settings) -> int:
 
 
 async def _take_jobs(service: Service, jobs: JobLoop, settings: Settings, stop: _Stop) -> int:
-    """Take jobs until told to stop, or until the service breaks. Returns the exit code."""
     failure = asyncio.create_task(service.wait_for_failure())
     told = asyncio.create_task(stop.requested.wait())
     taking = jobs.start()
-    log.info("taking jobs, up to %d at once", settings.max_concurrency)
+    log.info("taking jobs")
     await asyncio.wait({failure, told, taking}, return_when=asyncio.FIRST_COMPLETED)
     if told.done():
-        failure.cancel()
+        await cancel(failure)
         log.info("told to stop: finishing %d jobs", jobs.in_flight)
         await jobs.stop(timeout_seconds=settings.shutdown_timeout_seconds, hurry=stop.hurried)
         return EXIT_OK

@@ -117,6 +117,10 @@ VARIABLES = (
         ("plain paths such as /tokenize, separated by commas or spaces", _paths),
         "paths on the engine that are open to clients beside the usual ones",
     ),
+    _variable("LOCAL_API_KEY", "", ("text", str), "what clients of the API on this machine must show; empty: nothing"),
+    _variable(
+        "WAVERLESS_HEALTH_PORT", 8000, _count(most=65535), "the port of `GET /health`, served on Waverless alone"
+    ),
     _variable("RUNPOD_LOG_LEVEL", "INFO", _A_LEVEL, "the least that is logged, in the SDK's words"),
     _variable("RUNPOD_DEBUG_LEVEL", "", _A_LEVEL, "the older name of RUNPOD_LOG_LEVEL, which wins"),
 )
@@ -135,6 +139,8 @@ class Settings:
     engine_restart_window_seconds: float
     limits: Limits
     allowed_routes: frozenset[str]
+    local_api_key: str | None
+    waverless_health_port: int
     log_level: str
 
     @classmethod
@@ -166,5 +172,7 @@ class Settings:
                 request_bytes=values["MAX_REQUEST_BYTES"], json_depth=values["MAX_JSON_DEPTH"], n=values["MAX_N"]
             ),
             allowed_routes=values["ALLOWED_ROUTES"] or frozenset(),
+            local_api_key=values["LOCAL_API_KEY"],
+            waverless_health_port=values["WAVERLESS_HEALTH_PORT"],
             log_level=log_level or values["RUNPOD_DEBUG_LEVEL"] or values["RUNPOD_LOG_LEVEL"],
         )

@@ -2,10 +2,11 @@
 
 Workers take jobs, post outputs and ping (`/job-take`, `/job-stream`, `/job-done`, `/job-stop`, `/ping`, as RunPod's SDK
 1.12.0 calls them); clients run, stream, watch and cancel them (`/run`, `/runsync`, `/stream`, `/status`, `/cancel`,
-`/health`, as on api.runpod.ai).
+`/purge-queue`, `/health`, `/openai/…`, as on api.runpod.ai).
 
 - `jobs` is the queue and the life of a job; it knows no HTTP.
-- `app` is the HTTP face of it.
+- `worker_side`, `client_side` and `openai_side` are the HTTP faces of it, `app` all of them with the page to try it.
+- `webhooks` posts finished jobs to where their clients want them.
 - `faults` makes the platform slow, or has it refuse, on demand.
 
 `python -m local_runpod` serves it and prints the variables that connect a worker to it.

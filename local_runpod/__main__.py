@@ -6,6 +6,7 @@ import argparse
 
 import uvicorn
 
+from addresses import url_of
 from local_runpod.app import create_app
 from local_runpod.worker_environment import worker_environment
 
@@ -16,7 +17,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    base_url = f"http://{arguments.host}:{arguments.port}"
+    base_url = url_of(arguments.host, arguments.port)
     print("# A worker joins with:")
     for name, value in worker_environment(base_url).items():
         print(f"export {name}='{value}'")

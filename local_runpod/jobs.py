@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -102,6 +104,8 @@ class JobQueue:
         self.jobs: dict[str, Job] = {}
         self.pings: dict[str, deque[dict[str, str]]] = {}
         """Each worker's last heartbeats, oldest first, as their query parameters."""
+        self._polls: Counter[str] = Counter()
+        self._known: set[str] = set()
         self._waiting: deque[Job] = deque()
         self._arrived = asyncio.Event()
         self._to_stop: dict[str, list[str]] = {}
@@ -136,6 +140,27 @@ class JobQueue:
             job.changed()
         return taken
 
+    @contextmanager
+    def polled_by(self, worker_id: str) -> Generator[None, None, None]:
+        """Count a worker as ready for jobs while this lasts."""
+        self._known.add(worker_id)
+        self._polls[worker_id] += 1
+        try:
+            yield
+        finally:
+            self._polls[worker_id] -= 1
+
+    def workers(self) -> dict[str, int]:
+        """How many workers there are, in the words of RunPod's `/health`. One that has never polled initializes."""
+        running = {job.worker_id for job in self.jobs.values() if job.state is JobState.IN_PROGRESS}
+        return {
+            "idle": len(self._known - running),
+            "initializing": len(set(self.pings) - self._known),
+            "ready": sum(polls > 0 for polls in self._polls.values()),
+            "running": len(running),
+            "throttled": 0,
+        }
+
     def add_output(self, job: Job, output: Any) -> None:
         """Record one streamed output; a finished job takes no more."""
         if not job.state.is_final:
@@ -158,6 +183,13 @@ class JobQueue:
             self._stop_asked.set()
         if not job.state.is_final:
             self._end(job, JobState.CANCELLED)
+
+    def purge(self) -> int:
+        """Cancel every job that still waits; how many that were."""
+        waiting = list(self._waiting)
+        for job in waiting:
+            self.cancel(job)
+        return len(waiting)
 
     async def stop_signals(self, worker_id: str, timeout_seconds: float) -> list[str]:
         """The ids of the jobs that this worker must stop, as soon as there are any; empty after the timeout."""

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import pytest
 
 from embedded import cache
 from embedded.environment import MODEL_FOLDER, engine_environment
 from processes import is_alive
-from tests.worker.harness import Platform, Worker, running_platform, running_worker
+from tests.worker.harness import (
+    Platform,
+    Worker,
+    free_port,
+    running_platform,
+    running_worker,
+    start_worker,
+    until_api_is_ready,
+)
 
 
 @pytest.fixture(scope="package")
@@ -30,3 +39,25 @@ async def worker(platform: Platform) -> AsyncIterator[Worker]:
         assert await worker.stop() == 0
         assert time.monotonic() - began < 5, "nothing was in flight"
         assert not any(map(is_alive, pids))
+
+
+@dataclass(frozen=True)
+class Api:
+    """API mode, running."""
+
+    worker: Worker
+    url: str
+
+
+@pytest.fixture(scope="package")
+async def api() -> AsyncIterator[Api]:
+    """`handler.py --rp_serve_api` with the tiny GLM, ready for jobs."""
+    port = free_port()
+    flags = ("--rp_serve_api", "--rp_api_port", str(port))
+    worker = await start_worker(None, engine_environment({}), arguments=flags)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        await until_api_is_ready(url, worker, 180)
+        yield Api(worker, url)
+    finally:
+        await worker.stop()

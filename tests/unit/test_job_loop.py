@@ -83,7 +83,7 @@ async def raises(job: Job) -> AsyncGenerator[Any, None]:
 
 
 def started(platform: MemoryPlatform, handler: JobHandler) -> JobLoop:
-    loop = JobLoop(platform, handler, capacity=5, wait_until_ready=ready, error_event=error_event)
+    loop = JobLoop(platform, handler, concurrency=lambda _: 5, wait_until_ready=ready, error_event=error_event)
     loop.start()
     return loop
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import uvicorn
 
 from local_runpod import Faults, Job, JobQueue, JobState, create_app, worker_environment
 from processes import group_members
+from web_server import serving
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPTED_ENGINE = REPOSITORY / "tests" / "scripted_engine"
@@ -46,15 +46,9 @@ class Platform:
 async def running_platform(long_poll_seconds: float = 5.0) -> AsyncIterator[Platform]:
     queue, faults = JobQueue(), Faults()
     app = create_app(queue, faults, long_poll_seconds=long_poll_seconds)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=1))
-    serving = asyncio.create_task(server._serve())  # serve() would take over the test runner's signals
-    while not server.started:
-        await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield Platform(queue, faults, f"http://127.0.0.1:{port}")
-    queue.close()
-    server.should_exit = True
-    await serving
+    async with serving(app, "127.0.0.1", 0) as port:
+        yield Platform(queue, faults, f"http://127.0.0.1:{port}")
+        queue.close()
 
 
 @dataclass
@@ -142,6 +136,7 @@ async def start_worker(
     engine: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     folder: Path | None = None,
     stdout: int | None = None,
+    program: Path = REPOSITORY / "handler.py",
 ) -> Worker:
     """Start `python handler.py` with a deployed worker's variables. `engine` scripts how the scripted engine starts."""
     port = free_port()
@@ -161,7 +156,7 @@ async def start_worker(
     with log_path.open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            str(REPOSITORY / "handler.py"),
+            str(program),
             *arguments,
             cwd=folder or scratch,
             env=variables | dict(environment or {}),
@@ -195,6 +190,20 @@ async def running_worker(
         raise
     finally:
         await worker.stop()
+
+
+async def until_api_is_ready(
+    url: str, worker: Worker, seconds: float = ANSWER_SECONDS, *, key: str | None = None
+) -> None:
+    """Return once a worker in API mode takes jobs."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client, asyncio.timeout(seconds):
+        while True:
+            with suppress(httpx.ConnectError):
+                if (await client.get("/health")).json()["workers"]["ready"]:
+                    return
+            assert worker.process.returncode is None, worker.log
+            await asyncio.sleep(0.05)
 
 
 def error_of(job: Job) -> dict[str, Any]:

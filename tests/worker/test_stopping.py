@@ -137,4 +137,4 @@ async def test_result_that_the_platform_refuses_is_reported_failed(platform: Pla
         job = await platform.answer({"messages": HELLO})
         error = error_of(job)
         assert error["code"] == 502
-        assert error["message"] == "the platform refused this job's result: the platform answered 413"
+        assert error["message"] == "the platform did not take this job's result: the platform answered 413"

@@ -1,0 +1,44 @@
+"""API mode: a local RunPod in this process, for the job loop of a deployed worker to work for."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from addresses import url_of
+from command_line import Arguments
+from local_runpod import JobQueue, create_app, worker_environment
+from settings import Settings
+from web_server import serving
+
+log = logging.getLogger("worker.api")
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+@asynccontextmanager
+async def local_platform(arguments: Arguments, settings: Settings) -> AsyncGenerator[Callable[[], Any], None]:
+    """Serve RunPod's API; gives the connection to its queue, over loopback, as a deployed worker has it.
+
+    Raises PortInUseError.
+    """
+    queue, worker_key = JobQueue(), secrets.token_urlsafe()
+    app = create_app(queue, worker_key=worker_key, client_key=settings.local_api_key)
+    if arguments.api_host not in _LOOPBACK and settings.local_api_key is None:
+        log.warning("whoever reaches %s may use this worker; LOCAL_API_KEY asks for a key", arguments.api_host)
+    async with serving(app, arguments.api_host, arguments.api_port) as port:
+        url = url_of(arguments.api_host, port)
+        variables = worker_environment(url, worker_key=worker_key)
+        os.environ.update(variables)  # what the SDK reads when it is imported
+        queue.ping(variables["RUNPOD_POD_ID"], {})
+        log.info("a page to try it: %s/ - OpenAI's API: %s/openai/v1 - RunPod's API: %s/v2/local", url, url, url)
+        from runpod_sdk import RunPodPlatform
+
+        try:
+            yield RunPodPlatform.connect
+        finally:
+            queue.close()

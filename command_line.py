@@ -1,0 +1,135 @@
+"""The command line of a worker: which mode it runs in. The flags are those of RunPod's SDK and of Waverless's."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from job_loop import Job
+from settings import LOG_LEVELS
+
+TEST_INPUT_FILE = "test_input.json"
+
+EPILOG = f"""\
+Which mode:
+  --test_input JSON       answer this one job, print the answer, and exit
+  --rp_serve_api          serve RunPod's API on this machine, with the job queue of a deployed worker behind it
+  neither                 a worker, where the environment names a job queue (RUNPOD_WEBHOOK_GET_JOB or
+                          WAVERLESS_WEBHOOK_GET_JOB); else answer the job in {TEST_INPUT_FILE}
+
+The settings are environment variables; docs/configuration.md lists them.
+"""
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line.
+
+    test_job: the job of local mode. serve_api: whether to serve the API, on `api_host` and `api_port`, with up to
+    `api_concurrency` jobs at once (None: as deployed). Neither: a worker. log_level: None where the flag is not given.
+    """
+
+    test_job: Job | None = None
+    serve_api: bool = False
+    api_host: str = "127.0.0.1"
+    api_port: int = 8000
+    api_concurrency: int | None = None
+    log_level: str | None = None
+
+
+def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
+    """Read the command line; where neither it nor the environment names a source of jobs, `test_input.json` does.
+
+    Exits with code 2 and one line for an unknown flag, for bad JSON, or where there is no job at all.
+    """
+    parser = _parser()
+    given = parser.parse_args(argv)
+    arguments = Arguments(
+        serve_api=given.rp_serve_api,
+        api_host=given.rp_api_host,
+        api_port=given.rp_api_port,
+        api_concurrency=given.rp_api_concurrency,
+        log_level=given.rp_log_level,
+    )
+    if given.test_input is not None:
+        if given.rp_serve_api:
+            parser.error("--test_input answers one job and --rp_serve_api serves many: give one of them")
+        return _with_job(arguments, _test_job(parser, "--test_input", given.test_input))
+    if arguments.serve_api or environ.get("RUNPOD_WEBHOOK_GET_JOB"):
+        return arguments
+    try:
+        text = Path(TEST_INPUT_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        parser.error(
+            f"no job: give one with --test_input or in {TEST_INPUT_FILE}, serve an API with --rp_serve_api, or set "
+            "RUNPOD_WEBHOOK_GET_JOB as a platform does"
+        )
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"{TEST_INPUT_FILE} cannot be read: {type(error).__name__}")
+    return _with_job(arguments, _test_job(parser, TEST_INPUT_FILE, text))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help lists what is accepted)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        description="A serverless worker: takes jobs from RunPod or Waverless, serves their API locally, or answers "
+        "one job.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--test_input", metavar="JSON", help='the job of local mode, {"input": …}')
+    both = _both_names
+    parser.add_argument(*both("serve_api"), action="store_true", help="serve the API on this machine")
+    parser.add_argument(*both("api_host"), default="127.0.0.1", metavar="HOST", help="where: %(default)s")
+    parser.add_argument(*both("api_port"), type=_port, default=8000, metavar="PORT", help="which port: %(default)s")
+    parser.add_argument(
+        *both("api_concurrency"), type=_count, metavar="N", help="jobs at once in the API's mode; default: as deployed"
+    )
+    parser.add_argument(
+        *both("log_level"), type=str.upper, choices=LOG_LEVELS, metavar="LEVEL", help=f"one of {', '.join(LOG_LEVELS)}"
+    )
+    return parser
+
+
+def _both_names(flag: str) -> tuple[str, str]:
+    return f"--rp_{flag}", f"--waverless_{flag}"
+
+
+def _port(text: str) -> int:
+    if not 0 <= (port := int(text)) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port, from 0 (any free one) to 65535")
+    return port
+
+
+def _count(text: str) -> int:
+    if (count := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return count
+
+
+# argparse names a value's type by its function.
+_port.__name__ = "port"
+_count.__name__ = "whole number"
+
+
+def _with_job(arguments: Arguments, job: Job) -> Arguments:
+    return Arguments(test_job=job, log_level=arguments.log_level)
+
+
+def _test_job(parser: argparse.ArgumentParser, source: str, text: str) -> Job:
+    try:
+        job: Any = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        parser.error(f"{source} is not valid JSON: {error}")
+    if not isinstance(job, dict) or "input" not in job:
+        parser.error(f'{source} must be an object with an "input", as in {{"input": {{"messages": […]}}}}')
+    return {"id": "local_test", **job}

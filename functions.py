@@ -1,0 +1,111 @@
+"""Handlers of every kind, as one: a function or a generator function, synchronous or not, becomes a `JobHandler`.
+
+A synchronous one runs in a thread, so that it holds up neither other jobs nor the end of the worker. A thread cannot be
+cancelled: under a job that is stopped, the function runs on to its end, and a generator to its next `yield`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import suppress
+from typing import Any
+
+from job_loop import Job, JobHandler
+
+_END = object()
+
+
+def is_generator(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a generator, synchronous or not: its outputs are streamed."""
+    plain = _unwrapped(function)
+    return inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain)
+
+
+def as_job_handler(function: Callable[[Job], Any]) -> JobHandler:
+    """The handler that calls this function for each job, and yields its result, or what it yields, in order."""
+    plain = _unwrapped(function)
+    if inspect.isasyncgenfunction(plain):
+        return function
+    if inspect.isgeneratorfunction(plain):
+        return _of_generator(function)
+    return _of_function(function)
+
+
+def _of_function(function: Callable[[Job], Any]) -> JobHandler:
+    is_coroutine = inspect.iscoroutinefunction(_unwrapped(function))
+
+    async def handler(job: Job) -> AsyncGenerator[Any, None]:
+        result = function(job) if is_coroutine else await _in_thread(function, job)
+        yield await result if inspect.isawaitable(result) else result
+
+    return handler
+
+
+def _of_generator(function: Callable[[Job], Generator[Any, None, None]]) -> JobHandler:
+    async def handler(job: Job) -> AsyncGenerator[Any, None]:
+        outputs = function(job)
+        stepping: asyncio.Future[Any] | None = None
+        try:
+            while True:
+                stepping = asyncio.ensure_future(_in_thread(next, outputs, _END))
+                output = await asyncio.shield(stepping)
+                if output is _END:
+                    return
+                yield output
+        finally:
+            if stepping is not None and not stepping.done():  # closing it while it runs is an error
+                stepping.add_done_callback(lambda step: _close(step, outputs))
+            else:
+                outputs.close()
+
+    return handler
+
+
+def _close(step: asyncio.Future[Any], outputs: Generator[Any, None, None]) -> None:
+    step.exception()  # nobody is left to hear of it
+    outputs.close()
+
+
+async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call it in a thread of its own. A daemon: a function that hangs must not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Any] = loop.create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if outcome.cancelled():
+            return
+        if error is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(result)
+
+    def call() -> None:
+        result: Any = None
+        error: BaseException | None = None
+        try:
+            result = context.run(function, *arguments)
+        except StopIteration:  # which no future can hold
+            error = RuntimeError("the handler raised StopIteration")
+        except BaseException as exception:
+            error = exception
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=call, name="handler", daemon=True).start()
+    return await outcome
+
+
+def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    """What decides the kind: of a partial its function, of an object its `__call__`."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if not inspect.isroutine(function) and not inspect.isclass(function):
+        function = type(function).__call__
+    plain: Callable[..., Any] = inspect.unwrap(function)
+    return plain

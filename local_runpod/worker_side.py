@@ -1,0 +1,86 @@
+"""What RunPod's SDK calls. The paths are those of its `RUNPOD_WEBHOOK_*` variables."""
+
+from __future__ import annotations
+
+import json
+from hmac import compare_digest
+from typing import Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request, Response
+
+from local_runpod import bodies
+from local_runpod.faults import Faults
+from local_runpod.jobs import Job, JobQueue, RawJson
+
+
+def worker_side(
+    queue: JobQueue, faults: Faults, *, long_poll_seconds: float, worker_key: str | None = None
+) -> APIRouter:
+    """The routes over a queue. worker_key: what workers must send as `?key=`, None to let in everyone."""
+
+    async def admit(request: Request) -> None:
+        if worker_key is not None and not compare_digest(request.query_params.get("key", ""), worker_key):
+            raise HTTPException(401, "this address is for workers with a key")
+        route = request.url.path.split("/")[3]
+        if status := await faults.apply(route):
+            raise HTTPException(status, f"{route} is told to refuse")
+
+    router = APIRouter(dependencies=[Depends(admit)], include_in_schema=False)
+
+    async def take(request: Request, worker_id: str, most: int) -> list[Job]:
+        with queue.polled_by(worker_id):
+            # A worker that has hung up meanwhile must not be given a job: nobody would ever answer it.
+            if await queue.wait_for_job(long_poll_seconds) and not await request.is_disconnected():
+                return queue.take(worker_id, most)
+        return []
+
+    @router.get("/job-take/{worker_id}", response_model=None)
+    async def job_take(request: Request, worker_id: str) -> Response:
+        jobs = await take(request, worker_id, 1)
+        return _json(_for_worker(jobs[0])) if jobs else Response(status_code=204)
+
+    @router.get("/job-take-batch/{worker_id}", response_model=None)
+    async def job_take_batch(request: Request, worker_id: str, batch_size: int = 1) -> Response:
+        jobs = await take(request, worker_id, batch_size)
+        return _json(f"[{', '.join(map(_for_worker, jobs))}]") if jobs else Response(status_code=204)
+
+    @router.post("/job-stream/{worker_id}/{job_id}")
+    async def job_stream(request: Request, job_id: str) -> dict[str, Any]:
+        job, result = bodies.find(queue, job_id), await _result(request, bodies.STREAMED_OUTPUT_LIMIT_BYTES)
+        queue.add_output(job, result.get("output"))
+        return {}
+
+    @router.post("/job-done/{worker_id}/{job_id}")
+    async def job_done(request: Request, job_id: str) -> dict[str, Any]:
+        job, result = bodies.find(queue, job_id), await _result(request, bodies.RUNSYNC_LIMIT_BYTES)
+        error = result.get("error")
+        # RunPod takes an error as text; anything else reaches the client as a Python repr.
+        queue.finish(job, output=result.get("output"), error=error if error is None else str(error))
+        return {}
+
+    @router.get("/job-stop/{worker_id}")
+    async def job_stop(worker_id: str) -> dict[str, list[str]]:
+        return {"jobsToStop": await queue.stop_signals(worker_id, long_poll_seconds)}
+
+    @router.get("/ping/{worker_id}")
+    async def ping(request: Request, worker_id: str) -> dict[str, Any]:
+        parameters = {name: value for name, value in request.query_params.items() if name != "key"}
+        queue.ping(worker_id, parameters)
+        return {}
+
+    return router
+
+
+def _json(text: str) -> Response:
+    return Response(text, media_type="application/json")
+
+
+def _for_worker(job: Job) -> str:
+    """A job as JSON text, in ASCII: a client's input may hold half a surrogate pair, which UTF-8 cannot."""
+    job_input = job.input if isinstance(job.input, RawJson) else json.dumps(job.input)
+    return f'{{"id": {json.dumps(job.id)}, "input": {job_input}}}'
+
+
+async def _result(request: Request, limit_bytes: int) -> dict[str, Any]:
+    """A worker's result. The SDK posts JSON under a form's content type, so that it is parsed here."""
+    return bodies.parse_object(await bodies.read(request, limit_bytes), strictly=True)

@@ -1,0 +1,72 @@
+"""Which platform this process runs on, told from its environment, and Waverless's variables in RunPod's words.
+
+Waverless (WaveSpeed's platform) speaks RunPod's queue protocol, with differences: a job's output must be one JSON
+object, sent once; there is no stop channel; its variables are called `WAVERLESS_*`. RunPod's SDK reads its own
+variables when it is imported, so they are translated before.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class PlatformName(StrEnum):
+    """Where jobs come from."""
+
+    RUNPOD = "RunPod"
+    WAVERLESS = "Waverless"
+    LOCAL = "this machine"
+
+
+# Waverless's variable -> the one that RunPod's SDK reads.
+_TWINS = {
+    "WAVERLESS_ENDPOINT_ID": "RUNPOD_ENDPOINT_ID",
+    "WAVERLESS_API_KEY": "RUNPOD_AI_API_KEY",
+    "WAVERLESS_PING_INTERVAL": "RUNPOD_PING_INTERVAL",
+    "WAVERLESS_LOG_LEVEL": "RUNPOD_LOG_LEVEL",
+    "WAVERLESS_WEBHOOK_GET_JOB": "RUNPOD_WEBHOOK_GET_JOB",
+    "WAVERLESS_WEBHOOK_POST_OUTPUT": "RUNPOD_WEBHOOK_POST_OUTPUT",
+    "WAVERLESS_WEBHOOK_POST_STREAM": "RUNPOD_WEBHOOK_POST_STREAM",
+    "WAVERLESS_WEBHOOK_PING": "RUNPOD_WEBHOOK_PING",
+}
+# The variables that the worker reads on Waverless; none of them is a misspelt option.
+WAVERLESS_VARIABLES = (*_TWINS, "WAVERLESS_POD_ID")
+
+_POD_ID = "RUNPOD_POD_ID"
+_POD_PLACEHOLDERS = ("$WAVERLESS_POD_ID", "$RUNPOD_POD_ID")
+
+
+def detect(environ: Mapping[str, str]) -> PlatformName:
+    """Waverless where its endpoint is named, RunPod where its endpoint or job queue is, else this machine.
+
+    Waverless comes first: most of its pods carry RunPod's variables too.
+    """
+    if environ.get("WAVERLESS_ENDPOINT_ID"):
+        return PlatformName.WAVERLESS
+    if environ.get("RUNPOD_ENDPOINT_ID") or environ.get("RUNPOD_WEBHOOK_GET_JOB"):
+        return PlatformName.RUNPOD
+    return PlatformName.LOCAL
+
+
+def translate(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables to set before RunPod's SDK is imported, so that it finds Waverless's; empty elsewhere.
+
+    A pod without an id is called by `DEVICE_ID`, else by its endpoint and a random part, as Waverless itself does it.
+    """
+    if detect(environ) is not PlatformName.WAVERLESS:
+        return {}
+    pod_id = (
+        environ.get("WAVERLESS_POD_ID")
+        or environ.get(_POD_ID)
+        or environ.get("DEVICE_ID")
+        or f"{environ['WAVERLESS_ENDPOINT_ID']}-{secrets.token_hex(4)}"
+    )
+    values = {twin: environ.get(name) or environ.get(twin, "") for name, twin in _TWINS.items()}
+    for name in (name for name in values if "_WEBHOOK_" in name and values[name]):
+        for placeholder in _POD_PLACEHOLDERS:
+            values[name] = values[name].replace(placeholder, pod_id)
+        if "?" not in values[name]:
+            values[name] += "?"  # the SDK adds its parameters with `&`
+    return {_POD_ID: pod_id} | {name: value for name, value in values.items() if value}

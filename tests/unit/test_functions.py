@@ -1,0 +1,107 @@
+"""Handlers of every kind give the same outputs; synchronous ones hold nothing up."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator
+from contextlib import aclosing
+from typing import Any
+
+import pytest
+
+from functions import as_job_handler, is_generator
+from job_loop import Job
+
+pytestmark = pytest.mark.anyio
+
+
+def function(job: Job) -> Any:
+    return job["input"] + 1
+
+
+async def coroutine(job: Job) -> Any:
+    await asyncio.sleep(0)
+    return job["input"] + 1
+
+
+def generator(job: Job) -> Generator[Any, None, None]:
+    yield from (job["input"], job["input"] + 1)
+
+
+async def async_generator(job: Job) -> AsyncGenerator[Any, None]:
+    yield job["input"]
+    yield job["input"] + 1
+
+
+class Callable_:
+    def __call__(self, job: Job) -> Any:
+        return job["input"] + 1
+
+
+def with_more(more: int, job: Job) -> Generator[Any, None, None]:
+    yield job["input"] + more
+
+
+@pytest.mark.parametrize(
+    ("handler", "outputs", "streams"),
+    [
+        (function, [6], False),
+        (coroutine, [6], False),
+        (generator, [5, 6], True),
+        (async_generator, [5, 6], True),
+        (Callable_(), [6], False),
+        (functools.partial(with_more, 2), [7], True),
+        (lambda job: coroutine(job), [6], False),
+    ],
+)
+async def test_every_kind_of_handler(handler: Callable[[Job], Any], outputs: list[Any], streams: bool) -> None:
+    assert [output async for output in as_job_handler(handler)({"id": "a", "input": 5})] == outputs
+    assert is_generator(handler) is streams
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), StopIteration()])
+async def test_error_of_a_synchronous_handler_is_raised(error: Exception) -> None:
+    def raises(job: Job) -> None:
+        raise error
+
+    with pytest.raises((ValueError, RuntimeError)):
+        await anext(as_job_handler(raises)({"id": "a"}))
+
+
+async def test_synchronous_handlers_run_side_by_side() -> None:
+    together = threading.Barrier(5)
+
+    def meet(job: Job) -> int:
+        return together.wait(5)
+
+    results = await asyncio.gather(*(anext(as_job_handler(meet)({"id": "a"})) for _ in range(5)))
+    assert sorted(results) == [0, 1, 2, 3, 4]
+
+
+async def test_generator_that_is_left_is_closed_at_its_next_step() -> None:
+    closed = threading.Event()
+
+    def slow(job: Job) -> Generator[int, None, None]:
+        try:
+            for n in range(3):
+                yield n
+                time.sleep(0.2)
+        finally:
+            closed.set()
+
+    async def consume() -> None:
+        async with aclosing(as_job_handler(slow)({"id": "a"})) as outputs:
+            async for _ in outputs:
+                pass
+
+    consuming = asyncio.create_task(consume())
+    await asyncio.sleep(0.1)
+    consuming.cancel()  # while the generator is inside its step
+    with pytest.raises(asyncio.CancelledError):
+        await consuming
+    assert not closed.is_set()
+    await asyncio.sleep(0.3)
+    assert closed.is_set()
