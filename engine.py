@@ -7,19 +7,25 @@ worker runs it in is in engine_process.py, its restarts in supervisor.py.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import shlex
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dotenv import load_dotenv
 
+import model_cache
 import options
 from addresses import url_of
 from masking import Mask
 from misspelt import nearest_names
+from model_cache import DownloadWatch
 from options import Option
 from platforms import WAVERLESS_VARIABLES
 from presets import PRESETS, Preset
@@ -124,6 +130,15 @@ class Setting:
 
 
 @dataclass(frozen=True)
+class HubModel:
+    """A model on the hub, and the flag that names it; without a flag, one that only SGLang can find (an adapter)."""
+
+    flag: str
+    repository: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """A checked configuration of the engine: what to run, and how to reach it."""
 
@@ -137,6 +152,15 @@ class EngineConfig:
     port: int
     served_model_name: str
     api_key: str | None = None
+
+    models: tuple[HubModel, ...] = ()
+    """What it names of the hub, and not of this disk."""
+
+    download_folder: str | None = None
+    """SGLang's --download-dir."""
+
+    is_offline: bool = False
+    """Whether the engine needs nothing from the hub."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], image: Mapping[str, str] | None = None) -> EngineConfig:
@@ -170,12 +194,40 @@ class EngineConfig:
             port=int(given["--port"]),
             served_model_name=given.get("--served-model-name") or given["--model-path"],
             api_key=given.get("--api-key"),
+            models=_hub_models(given),
+            download_folder=given.get("--download-dir") or None,
         )
+
+    def with_models_on_disk(self, environ: Mapping[str, str]) -> EngineConfig:
+        """The same with a folder in place of each model that is on disk as a whole.
+
+        It is offline where that is all of them: then no start asks the hub for anything.
+        """
+        where = model_cache.caches(environ, self.download_folder)
+        arguments, missing = list(self.arguments), False
+        for model in self.models:
+            folder = model.flag and model_cache.find_model(model.repository, model.revision, where)
+            if folder:
+                arguments = _with_value(arguments, model.flag, str(folder))
+            missing = missing or not folder
+        if arguments != list(self.arguments) and not any(
+            flag == "--served-model-name" for flag, _ in _values(arguments)
+        ):
+            arguments += ["--served-model-name", self.served_model_name]  # else SGLang would take the folder's
+        return replace(self, arguments=tuple(arguments), is_offline=not missing)
 
     @property
     def base_url(self) -> str:
         """Where this machine reaches the engine."""
         return url_of(self.host, self.port)
+
+    def download_watch(self, environ: Mapping[str, str]) -> DownloadWatch | None:
+        """A watch on the download of the model, None where it is on disk."""
+        where = model_cache.caches(environ, self.download_folder)
+        for model in self.models:
+            if model.flag == "--model-path" and not model_cache.find_model(model.repository, model.revision, where):
+                return DownloadWatch(model.repository, model.revision, where[-1], environ)
+        return None
 
     def command(self) -> list[str]:
         """The engine's command line, for this Python."""
@@ -289,6 +341,35 @@ def _option_of(flag: str) -> Option | None:
     return next(iter(begun.values())) if len(begun) == 1 else None
 
 
+def _hub_models(given: Mapping[str, str]) -> tuple[HubModel, ...]:
+    revision = given.get("--revision") or None
+    draft_revision = given.get("--speculative-draft-model-revision") or None
+    named = [
+        HubModel("--model-path", given["--model-path"], revision),
+        HubModel("--tokenizer-path", given.get("--tokenizer-path", ""), revision),
+        HubModel("--speculative-draft-model-path", given.get("--speculative-draft-model-path", ""), draft_revision),
+    ]
+    # `[name=]path …`, or a JSON array; what is no path on this disk is taken for one on the hub.
+    others = [word.rpartition("=")[2] for word in given.get("--lora-paths", "").split()]
+    others.append(given.get("--speculative-token-map", ""))
+    return (
+        *(model for model in named if model_cache.is_repository(model.repository)),
+        *(HubModel("", other) for other in others if other and not Path(other).exists()),
+    )
+
+
+def _with_value(words: list[str], flag: str, value: str) -> list[str]:
+    """The words with another value for a flag, however it is spelled there."""
+    changed: list[str] = []
+    is_value = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        is_flag = (option := _option_of(name)) is not None and option.flag == flag
+        changed.append(value if is_value else f"{name}={value}" if is_flag and equals else word)
+        is_value = is_flag and not equals
+    return changed
+
+
 def warnings_for(environ: Mapping[str, str]) -> Iterator[str]:
     """What the user should know of variables that have no effect: misspelt ones, and ones of other versions."""
     version = options.sglang_version()
@@ -324,10 +405,13 @@ def main() -> int:
         allow_abbrev=False,
     )
     parser.add_argument("--print", action="store_true", help="show the command line and every setting; start nothing")
-    shall_print = parser.parse_args().print
+    parser.add_argument(
+        "--health", action="store_true", help="exit with 0 if the engine on this machine is ready, else 1"
+    )
+    arguments = parser.parse_args()
     load_dotenv(Path.cwd() / ".env")  # what the environment has already wins
     mask, image = Mask.from_environ(os.environ), read_image_file()
-    for warning in warnings_for(os.environ):
+    for warning in warnings_for(os.environ) if not arguments.health else ():
         print(mask(f"warning: {warning}"), file=sys.stderr)
     try:
         config, _ = configure(os.environ, image)
@@ -335,12 +419,48 @@ def main() -> int:
         for problem in error.problems:
             print(mask(problem), file=sys.stderr)
         return 2
-    if shall_print:
+    if arguments.health:
+        return _health(config)
+    if arguments.print:
         print(mask(_overview(config, os.environ, image)))
         return 0
+    config = config.with_models_on_disk(os.environ)
+    if not config.is_offline:
+        _watch_download(config)
     print(mask(f"starting the engine: {config.shown_command()}"), file=sys.stderr, flush=True)
     # In this process's place: signals, the exit code and the terminal are SGLang's own.
-    os.execve(sys.executable, config.command(), child_environ(os.environ))  # noqa: S606
+    os.execve(sys.executable, config.command(), child_environ(os.environ, is_offline=config.is_offline))  # noqa: S606
+
+
+def _health(config: EngineConfig) -> int:
+    """For HEALTHCHECK: SGLang answers 200 on `/health` once it is warm."""
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{config.base_url}/health", timeout=5):
+            return 0
+    except OSError as error:
+        print(f"the engine is not ready: {error}", file=sys.stderr)
+        return 1
+
+
+def _watch_download(config: EngineConfig) -> None:
+    """Tell how the download gets on, from a process that ends with it, or with this one.
+
+    Forked twice, so that it is no child of SGLang's, which takes this process's place and would not ask for its end.
+    """
+    watch, engine_pid = config.download_watch(os.environ), os.getpid()
+    if watch is None:
+        return
+    if child := os.fork():
+        os.waitpid(child, 0)
+        return
+    if os.fork() == 0:
+        with suppress(OSError):
+            while config.with_models_on_disk(os.environ).is_offline is False:
+                os.kill(engine_pid, 0)  # raises when it is gone
+                if said := asyncio.run(watch.progress()):
+                    print(said, file=sys.stderr, flush=True)
+                time.sleep(model_cache.PROGRESS_SECONDS)
+    os._exit(0)
 
 
 def configure(environ: Mapping[str, str], image: Mapping[str, str]) -> tuple[EngineConfig, Settings]:
@@ -361,9 +481,13 @@ def configure(environ: Mapping[str, str], image: Mapping[str, str]) -> tuple[Eng
     return config, settings
 
 
-def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: ours, with a `/health` that does not generate tokens but still means warm."""
-    return {**environ, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+def child_environ(environ: Mapping[str, str], *, is_offline: bool = False) -> dict[str, str]:
+    """The engine's environment: ours, with a `/health` that does not generate tokens but still means warm.
+
+    is_offline: whether it must not call the hub.
+    """
+    offline = {"HF_HUB_OFFLINE": "1"} if is_offline else {}
+    return {**environ, **offline, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
 
 
 def _overview(config: EngineConfig, environ: Mapping[str, str], image: Mapping[str, str]) -> str:

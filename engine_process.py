@@ -20,6 +20,7 @@ import httpx
 from diagnosis import explain
 from engine import EngineConfig, child_environ
 from masking import Mask
+from model_cache import PROGRESS_SECONDS
 from processes import GroupGuard, die_with_parent, group_members, kill_group, name_of, wait_for_exit
 from tasks import cancel
 
@@ -87,15 +88,18 @@ class Engine:
             raise EngineError("SGLang is not installed for this Python; use the image, or scripts/install for a CPU")
         if _is_listening(self.config):
             raise EngineError(f"port {self.config.port} is in use by another process; set PORT to a free one")
-        log.info("starting the engine: %s", self.config.shown_command())
+        config = self.config.with_models_on_disk(os.environ)
+        log.info("starting the engine: %s", config.shown_command())
+        if config.is_offline:
+            log.info("the model is on disk: the engine starts offline")
         self._output = await _Output.open(self._mask)
         with self._output.writable() as descriptor:
             self._process = await asyncio.create_subprocess_exec(
-                *self.config.command(),
+                *config.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=descriptor,
-                env=child_environ(os.environ),
+                env=child_environ(os.environ, is_offline=config.is_offline),
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
@@ -109,6 +113,7 @@ class Engine:
         began = time.monotonic()
         exited = asyncio.create_task(self._running.wait())
         probing = asyncio.create_task(self._probe_until_warm(began))
+        telling = asyncio.create_task(self._tell_of_download())
         try:
             await asyncio.wait({exited, probing}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
@@ -120,7 +125,7 @@ class Engine:
                 )
             probing.result()
         finally:
-            await cancel(exited, probing)
+            await cancel(exited, probing, telling)
         self._vital = {pid: name for pid in self.pids() if (name := name_of(pid)).startswith(VITAL_PREFIX)}
         log.info("the engine is ready after %.1f s", time.monotonic() - began)
 
@@ -192,6 +197,14 @@ class Engine:
 
     def _probe_client(self, timeout_seconds: float) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.config.base_url, timeout=timeout_seconds, trust_env=False)
+
+    async def _tell_of_download(self) -> None:
+        if (watch := self.config.download_watch(os.environ)) is None:
+            return
+        while True:
+            if said := await watch.progress():
+                log.info("%s", said)
+            await asyncio.sleep(PROGRESS_SECONDS)
 
     async def _probe_until_warm(self, began: float) -> None:
         """Poll `/health`, which answers 200 once SGLang's own warm-up request is through."""

@@ -1,0 +1,149 @@
+"""Models on disk, in Hugging Face's cache layout: found whole, so that nobody asks the hub; and downloads watched.
+
+    <cache>/models--org--name/refs/main             the commit that a branch or tag means
+    <cache>/models--org--name/snapshots/<commit>/   the files, usually links to ../../blobs/…
+    <cache>/models--org--name/blobs/                their contents; `….incomplete` while they are downloaded
+
+A file appears in its snapshot only when it is whole; a half-downloaded model is one that lacks files. The download
+itself is the engine's, by huggingface_hub, which keeps whole files, gets what is missing, and lets one of several
+processes that share a volume fetch each file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+# Where the image has a model that it was built with, and where RunPod puts an endpoint's cached model
+# (https://docs.runpod.io/serverless/endpoints/model-caching).
+BAKED_CACHE = Path("/opt/models/hub")
+RUNPOD_CACHE = Path("/runpod-volume/huggingface-cache/hub")
+
+_REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.(safetensors|bin)")
+# One of them, or a tokenizer that is a repository's own, which is whole when its configuration is.
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
+
+GB = 1e9
+PROGRESS_SECONDS = 10.0  # between two lines on a download
+
+
+def caches(environ: Mapping[str, str], download_folder: str | None = None) -> list[Path]:
+    """Where models may lie, in the order in which they are looked for; the last one is where downloads go.
+
+    download_folder: SGLang's --download-dir, which is used in place of the hub's own cache.
+    """
+    home = Path(environ.get("HF_HOME") or Path(environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
+    own = environ.get("HF_HUB_CACHE") or environ.get("HUGGINGFACE_HUB_CACHE") or home / "hub"
+    return [BAKED_CACHE, RUNPOD_CACHE, Path(download_folder or own).expanduser()]
+
+
+def is_repository(model: str) -> bool:
+    """Whether a model is named as a repository on the hub, and not as a folder or by a URL."""
+    return bool(_REPOSITORY.fullmatch(model)) and not Path(model).exists()
+
+
+def find_model(repository: str, revision: str | None, where: list[Path]) -> Path | None:
+    """The snapshot of a model that is on disk as a whole; None where it is not, or not as a whole."""
+    return next((found for cache in where if (found := _in_cache(cache, repository, revision))), None)
+
+
+def _in_cache(cache: Path, repository: str, revision: str | None) -> Path | None:
+    model = model_folder(cache, repository)
+    snapshots = model / "snapshots"
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # an index may be anything
+        if revision and _COMMIT.fullmatch(revision):
+            return _whole(snapshots / revision)
+        reference = model / "refs" / (revision or "main")
+        if reference.is_file():
+            return _whole(snapshots / reference.read_text().strip())
+        if revision is None:  # a platform's cache need not have references
+            latest = sorted(snapshots.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
+            return next((folder for folder in latest if _whole(folder)), None)
+    return None
+
+
+def model_folder(cache: Path, repository: str) -> Path:
+    """Where a cache has a model."""
+    return cache / f"models--{repository.replace('/', '--')}"
+
+
+def _whole(snapshot: Path) -> Path | None:
+    names = {path.name for path in snapshot.iterdir() if path.is_file()}  # a link to what is gone is no file
+    has_tokenizer = any(name in names for name in _TOKENIZERS) or any(name.endswith(".tiktoken") for name in names)
+    return snapshot if "config.json" in names and has_tokenizer and _has_all_weights(snapshot, names) else None
+
+
+def _has_all_weights(snapshot: Path, names: set[str]) -> bool:
+    for name in names:
+        if name.endswith((".safetensors.index.json", ".bin.index.json")):
+            index = json.loads((snapshot / name).read_text(encoding="utf-8"))
+            return set(index["weight_map"].values()) <= names
+    shards = [match for name in names if (match := _SHARD.fullmatch(name))]
+    if shards:
+        return all(sum(other[1] == shard[1] for other in shards) == int(shard[2]) for shard in shards)
+    return any(name.endswith((".safetensors", ".bin", ".pt", ".gguf")) for name in names)
+
+
+class DownloadWatch:
+    """How a download gets on, seen from outside: by what grows in the model's folder."""
+
+    def __init__(self, repository: str, revision: str | None, cache: Path, environ: Mapping[str, str]) -> None:
+        """environ: HF_ENDPOINT and HF_TOKEN, to ask the hub once how large the model is."""
+        self._repository = repository
+        self._revision = revision or "main"
+        self._blobs = model_folder(cache, repository) / "blobs"
+        self._hub = environ.get("HF_ENDPOINT") or "https://huggingface.co"
+        self._token = environ.get("HF_TOKEN")
+        self._began: tuple[float, int] | None = None
+        self._before = 0
+        self._total: int | None = None
+        self._has_asked = False
+
+    async def progress(self) -> str | None:
+        """A sentence on how far it is, None where nothing has come since the last call. Takes 5 s at most."""
+        now, done = time.monotonic(), sum(self._sizes())
+        if self._began is None:
+            self._began = now, done
+        grown, self._before = done > max(self._before, self._began[1]), done
+        if not grown:
+            return None
+        if not self._has_asked:
+            self._has_asked, self._total = True, await self._ask_total()
+        rate = (done - self._began[1]) / max(now - self._began[0], 1e-6)
+        if self._total is None or self._total < done:
+            return f"downloading {self._repository}: {done / GB:.3g} GB so far, {rate / 1e6:.0f} MB/s"
+        return (
+            f"downloading {self._repository}: {done / GB:.3g} of {self._total / GB:.3g} GB, {rate / 1e6:.0f} MB/s, "
+            f"about {_duration((self._total - done) / rate)} left"
+        )
+
+    def _sizes(self) -> Iterator[int]:
+        with suppress(OSError):
+            for path in self._blobs.iterdir():
+                with suppress(OSError):
+                    yield path.stat().st_size
+
+    async def _ask_total(self) -> int | None:
+        """The size of the weights that will be downloaded: safetensors where there are any, as SGLang prefers them."""
+        import httpx  # 0.2 s that a start without a download need not spend
+
+        url = f"{self._hub}/api/models/{self._repository}/tree/{self._revision}"
+        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        try:
+            async with httpx.AsyncClient(timeout=5.0, follow_redirects=True) as client:
+                files = (await client.get(url, headers=headers)).raise_for_status().json()
+            sizes = {file["path"]: int(file["size"]) for file in files}
+        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            return None
+        weights = [size for name, size in sizes.items() if name.endswith(".safetensors")]
+        return sum(weights or sizes.values())
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
