@@ -1,20 +1,55 @@
-# SGLang 0.5.23 with CUDA 13. GLM-4.7-Flash is served since SGLang 0.5.10, its draft layer (EAGLE) since 0.5.14.
+# SGLang 0.5.23 with transformers 5 and CUDA 13. GLM-4.7-Flash is served since SGLang 0.5.10 (with transformers 5), its
+# draft layer (EAGLE) since 0.5.14; images with CUDA 13 only since 0.5.20, so hosts need a driver for it.
 ARG BASE_IMAGE=lmsysorg/sglang:v0.5.23
 FROM ${BASE_IMAGE}
+ARG BASE_IMAGE
 
+LABEL org.opencontainers.image.title="glm-flash-worker" \
+      org.opencontainers.image.description="A serverless GPU worker that serves GLM-4.7-Flash through SGLang" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.base.name="${BASE_IMAGE}"
+
+SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /worker
 
-# The worker's own packages, held to what the base image has: nothing of SGLang's may change.
-RUN python3 -m pip freeze --exclude-editable >/tmp/base.txt \
-    && python3 -m pip install --no-cache-dir --constraint /tmp/base.txt \
+# An init: ends the zombies that a killed engine's children leave, and passes signals on.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends tini \
+    && rm -rf /var/lib/apt/lists/*
+ENTRYPOINT ["/usr/bin/tini", "--"]
+
+# The worker's own packages, held to what the base image has. The comparison fails the build where a package of the base
+# image was changed or removed all the same.
+# hadolint ignore=DL3013
+RUN python3 -m pip list --format=freeze | sort >/tmp/before \
+    && python3 -m pip freeze --exclude-editable >/tmp/constraints \
+    && python3 -m pip install --no-cache-dir --root-user-action=ignore --constraint /tmp/constraints \
         "runpod==1.12.0" "httpx-aiohttp==0.2.0" "python-dotenv==1.2.4" \
-    && rm /tmp/base.txt
+    && python3 -m pip list --format=freeze | sort >/tmp/after \
+    && comm -23 /tmp/before /tmp/after >/tmp/changed \
+    && if [ -s /tmp/changed ]; then echo "packages of the base image were changed:"; cat /tmp/changed; exit 1; fi \
+    && rm /tmp/before /tmp/constraints /tmp/after /tmp/changed
 
-COPY *.py sglang_options.json ./
+# `--build-arg MODEL_NAME=…` puts a model into the image, which is then served from there, without the hub or a volume.
+# A gated one needs `--secret id=HF_TOKEN`.
+ARG MODEL_NAME=
+ARG MODEL_REVISION=
+RUN --mount=type=secret,id=HF_TOKEN \
+    if [ -n "${MODEL_NAME}" ]; then \
+        if [ -s /run/secrets/HF_TOKEN ]; then HF_TOKEN=$(cat /run/secrets/HF_TOKEN) && export HF_TOKEN; fi \
+        && HF_HOME=/opt/models HF_XET_HIGH_PERFORMANCE=1 \
+            hf download "${MODEL_NAME}" --revision "${MODEL_REVISION:-main}" \
+            --include "*.safetensors" "*.json" "*.jinja" "*.txt" "*.model" "*.tiktoken" "*.py" \
+        && rm -rf /opt/models/xet \
+        && chmod -R a+rX /opt/models; \
+    fi
 
-# RunPod's cached models and network volumes.
+# RunPod's cached models and network volumes are under HF_HOME. (The tokens of NUM_DRAFT_TOKENS are no secret.)
+# hadolint ignore=DL3064
 ENV HF_HOME=/runpod-volume/huggingface-cache \
-    MODEL_NAME=zai-org/GLM-4.7-Flash \
+    MODEL_NAME=${MODEL_NAME:-zai-org/GLM-4.7-Flash} \
+    MODEL_REVISION=${MODEL_REVISION} \
     SERVED_MODEL_NAME=glm-4.7-flash \
     TOOL_CALL_PARSER=glm47 \
     REASONING_PARSER=glm45 \
@@ -26,7 +61,15 @@ ENV HF_HOME=/runpod-volume/huggingface-cache \
     HOST=127.0.0.1 \
     PORT=30000
 
+COPY *.py sglang_options.json ./
+COPY local_runpod ./local_runpod
+
 # What the image sets, so that the worker can tell it from what a user sets: a preset may replace it.
 RUN printenv >image.env
+
+EXPOSE 8000 30000
+
+# Healthy is an engine that is warm, in every mode. A first start may download 62 GB.
+HEALTHCHECK --interval=10s --timeout=10s --start-period=30m --retries=3 CMD ["python3", "engine.py", "--health"]
 
 CMD ["python3", "-u", "handler.py"]

@@ -279,6 +279,9 @@ def _choose(environ: Mapping[str, str], image: Mapping[str, str], problems: list
         for flag in (OPTIONS[name].flag for name in _EAGLE_DEFAULTS):
             if flag in chosen and chosen[flag].source in ("default", "image"):
                 del chosen[flag]
+    revision, model = chosen.get("--revision"), chosen.get("--model-path")
+    if revision and model and revision.source == "image" != model.source:
+        del chosen["--revision"]  # of the model that the image was built with
     order = {option.flag: None for option in OPTIONS.values()}
     return {flag: chosen[flag] for flag in order if flag in chosen}
 

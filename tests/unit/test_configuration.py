@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from dotenv import dotenv_values
 
-from engine import DEFAULTS, OPTIONS, EngineConfig
-from settings import ConfigurationError, Limits, Settings
+from engine import DEFAULTS, EXTRA_ARGS, OPTIONS, EngineConfig, configure
+from settings import VARIABLES, ConfigurationError, Limits, Settings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -48,11 +50,34 @@ def test_image_has_the_same_defaults_and_the_locked_packages() -> None:
     dockerfile = (REPOSITORY / "Dockerfile").read_text()
     environment = dict(re.findall(r"^(?:ENV|   ) (\w+)=(\S+)", dockerfile, re.MULTILINE))
     assert environment.pop("HF_HOME") == "/runpod-volume/huggingface-cache"
-    assert environment == DEFAULTS
+    assert environment.pop("MODEL_REVISION") == "${MODEL_REVISION}"
+    assert environment.pop("MODEL_NAME") == f"${{MODEL_NAME:-{DEFAULTS['MODEL_NAME']}}}"
+    assert environment == {name: value for name, value in DEFAULTS.items() if name != "MODEL_NAME"}
     lock = (REPOSITORY / "embedded" / "requirements.txt").read_text().splitlines()
     pinned = re.findall(r'"([\w-]+==[\w.]+)"', dockerfile)
     assert len(pinned) == 3
     assert set(pinned) <= set(lock)
+
+
+def test_revision_of_the_image_goes_with_its_model_only() -> None:
+    image = {"MODEL_NAME": "a/baked", "MODEL_REVISION": "v1"}
+    assert "--revision" in EngineConfig.from_environ(image, image).arguments
+    for other in ({"MODEL_NAME": "b/other"}, {"PRESET": "rtx4090-awq"}):
+        assert "--revision" not in EngineConfig.from_environ(image | other, image).arguments
+    assert "--revision" in EngineConfig.from_environ(image | {"MODEL_NAME": "b/x", "REVISION": "v2"}, image).arguments
+
+
+def test_example_file_sets_nothing_and_names_only_what_is_known() -> None:
+    text = (REPOSITORY / ".env.example").read_text()
+    assert {name: value for name, value in dotenv_values(stream=StringIO(text)).items() if value} == {}
+    configure(dict.fromkeys(re.findall(r"^(\w+)=", text, re.MULTILINE), ""), {})
+    named = set(re.findall(r"^#? ?([A-Z_]+)=", text, re.MULTILINE))
+    elsewhere = {"RUNPOD_API_KEY", "ENDPOINT_ID", "RUNPOD_BASE_URL", "HF_TOKEN", "HF_HOME", "GPU_COUNT"}
+    known = {*OPTIONS, *(variable.name for variable in VARIABLES), EXTRA_ARGS, "PRESET"}
+    assert named - known == elsewhere
+    # Each line as an example of itself: uncommented, all of it is valid, except that a preset and its model differ.
+    examples = dotenv_values(stream=StringIO(re.sub(r"^# ([A-Z_]+=)", r"\1", text, flags=re.MULTILINE)))
+    configure({name: value for name, value in examples.items() if value}, {})
 
 
 def test_command_is_sglang_under_this_python() -> None:

@@ -1,0 +1,94 @@
+"""The newest SGLang image and RunPod SDK, written into every place that pins them. Run by .github/workflows/bump.yml.
+
+SGLang and what goes with it (torch, transformers, the CPU engine's lock) are compatible by its own pins: the lock's
+other packages are left alone, and the checks of the pull request tell whether that still works.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import urllib.request
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[1]
+SGLANG_TAGS = "https://hub.docker.com/v2/repositories/lmsysorg/sglang/tags?page_size=100&name=v0."
+RUNPOD = "https://pypi.org/pypi/runpod/json"
+
+RELEASE = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:\.post(\d+))?")
+
+# Where each version stands, as the text before it; what follows is the version.
+SGLANG_PLACES = {
+    "Dockerfile": [r"lmsysorg/sglang:v"],
+    "docker-compose.yml": [r"lmsysorg/sglang:v"],
+    "README.md": [r"lmsysorg/sglang:v"],
+    "pyproject.toml": [r'"sglang==', r"lmsysorg/sglang:v"],
+    "embedded/requirements.txt": [r"\nsglang=="],
+}
+RUNPOD_PLACES = {"Dockerfile": [r'"runpod=='], "embedded/requirements.txt": [r"\nrunpod=="]}
+
+
+def main() -> int:
+    """Look up both, and write what is newer."""
+    tags = [tag["name"] for tag in fetch(SGLANG_TAGS)["results"]]
+    write(REPOSITORY, SGLANG_PLACES, newest(tags))
+    runpod = newest(fetch(RUNPOD)["releases"])
+    write(REPOSITORY, RUNPOD_PLACES, runpod)
+    project = REPOSITORY / "pyproject.toml"
+    project.write_text(runpod_range(project.read_text(encoding="utf-8"), runpod), encoding="utf-8")
+    return 0
+
+
+def fetch(url: str) -> Any:
+    """The JSON at an address."""
+    with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 (the constants above)
+        return json.load(response)
+
+
+def newest(names: Iterable[str]) -> str:
+    """The highest release among tags or versions, without a `v`; candidates, variants and nightlies do not count."""
+    releases = [match for name in names if (match := RELEASE.fullmatch(name))]
+    if not releases:
+        raise LookupError("no release among them")
+    highest = max(releases, key=lambda match: tuple(int(part or 0) for part in match.groups()))
+    return highest[0].removeprefix("v")
+
+
+def write(folder: Path, places: dict[str, list[str]], version: str) -> None:
+    """Put the version in its places, where it is newer. Raises LookupError for a place that has none."""
+    for name, prefixes in places.items():
+        path = folder / name
+        text = path.read_text(encoding="utf-8")
+        for prefix in prefixes:
+            text, count = re.subn(rf"({prefix})([\d.]+(?:\.?post\d+)?)", newer_of(version), text)
+            if not count:
+                raise LookupError(f"{name} has no {prefix}")
+        path.write_text(text, encoding="utf-8")
+
+
+def runpod_range(text: str, version: str) -> str:
+    """pyproject.toml with the SDK's range for this version: one minor version, unless the range is newer."""
+    major, minor = (int(part) for part in version.split(".")[:2])
+
+    def replacement(match: re.Match[str]) -> str:
+        if (int(match[1]), int(match[2])) >= (major, minor):
+            return match[0]
+        return f'"runpod>={major}.{minor},<{major}.{minor + 1}"'
+
+    return re.sub(r'"runpod>=(\d+)\.(\d+),<\d+\.\d+"', replacement, text)
+
+
+def newer_of(version: str) -> Callable[[re.Match[str]], str]:
+    """The replacement of a pin: the version, unless the pin is newer."""
+
+    def replacement(match: re.Match[str]) -> str:
+        return match[1] + newest([version, match[2].rstrip(".")]) + ("." if match[2].endswith(".") else "")
+
+    return replacement
+
+
+if __name__ == "__main__":
+    sys.exit(main())
