@@ -25,6 +25,7 @@ def engine_environment(environ: Mapping[str, str], model_folder: Path = MODEL_FO
         "CONTEXT_LENGTH": "4096",
         "MAX_TOTAL_TOKENS": "8192",
         "MEM_FRACTION_STATIC": "0.5",
+        "CONSTRAINED_JSON_DISABLE_ANY_WHITESPACE": "true",  # else a model this small writes nothing but line ends
         "SLEEP_ON_IDLE": "true",  # else an idle scheduler keeps one core busy
         "SGLANG_USE_CPU_ENGINE": "1",
         "CUDA_VISIBLE_DEVICES": "",

@@ -24,7 +24,7 @@ RELEASE = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:\.post(\d+))?")
 SGLANG_PLACES = {
     "Dockerfile": [r"lmsysorg/sglang:v"],
     "docker-compose.yml": [r"lmsysorg/sglang:v"],
-    "README.md": [r"lmsysorg/sglang:v"],
+    "docs/deploy.md": [r"lmsysorg/sglang:v"],
     "pyproject.toml": [r'"sglang==', r"lmsysorg/sglang:v"],
     "embedded/requirements.txt": [r"\nsglang=="],
 }
