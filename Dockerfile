@@ -19,13 +19,16 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 ENTRYPOINT ["/usr/bin/tini", "--"]
 
-# The worker's own packages, held to what the base image has. The comparison fails the build where a package of the base
-# image was changed or removed all the same.
+# The worker's own packages: what the base image has of them stays as it is there, the rest is locked. The comparison
+# fails the build where a package of the base image was changed or removed all the same.
 # hadolint ignore=DL3013
-RUN python3 -m pip list --format=freeze | sort >/tmp/before \
+RUN --mount=type=bind,source=embedded/requirements.txt,target=/tmp/lock \
+    python3 -m pip list --format=freeze | sort >/tmp/before \
     && python3 -m pip freeze --exclude-editable >/tmp/constraints \
+    && awk -F== '{ name = tolower($1); gsub("_", "-", name) } NR == FNR { had[name]; next } /==/ && !(name in had)' \
+        /tmp/before /tmp/lock >>/tmp/constraints \
     && python3 -m pip install --no-cache-dir --root-user-action=ignore --constraint /tmp/constraints \
-        "runpod==1.12.0" "httpx-aiohttp==0.2.0" "python-dotenv==1.2.4" \
+        "runpod==1.12.0" "httpx-aiohttp==0.2.0" python-dotenv uvloop orjson \
     && python3 -m pip list --format=freeze | sort >/tmp/after \
     && comm -23 /tmp/before /tmp/after >/tmp/changed \
     && if [ -s /tmp/changed ]; then echo "packages of the base image were changed:"; cat /tmp/changed; exit 1; fi \

@@ -14,6 +14,7 @@ from errors import AnswerCutOffError, JobError, from_payload
 Output = str | dict[str, Any] | list[Any]
 """One output of a job: a string of whole SSE events, a parsed JSON answer, or `{"error": "<JSON>"}` as the last."""
 
+EVENT_END = b"\n\n"
 DONE = b"data: [DONE]\n\n"
 # The last events of the streams that do not end with `[DONE]`: Anthropic's `/v1/messages` and OpenAI's `/v1/responses`.
 _LAST_EVENTS = (
@@ -38,26 +39,28 @@ class ErrorEvent(Exception):
         self.fields = fields
 
 
-async def events(chunks: AsyncIterator[bytes]) -> AsyncGenerator[str, None]:
-    """The stream's events, batched. Raises ErrorEvent for an error among them, AnswerCutOffError for an early end."""
-    async with aclosing(streaming.batches(chunks)) as batches:
-        async for batch in batches:
-            data = b"".join(batch)
+async def events(chunks: AsyncIterator[bytes], pacer: streaming.Pacer) -> AsyncGenerator[str, None]:
+    """The stream's events, batched at the pacer's pace.
+
+    Raises ErrorEvent for an error among them, AnswerCutOffError for an early end.
+    """
+    async with aclosing(streaming.batches(chunks, pacer=pacer)) as batches:
+        async for data in batches:
             # JSON escapes quotes inside text, so that these bytes are always a key or a value of the engine's own.
             if b'"error"' in data or b'"abort"' in data:
-                for position, event in enumerate(batch):
+                begin = 0
+                for event in data.split(EVENT_END):
                     if error := _error_in(event):
-                        if position:
-                            yield _text(b"".join(batch[:position]))
+                        if begin:
+                            yield _text(data[:begin])
                         raise error
+                    begin += len(event) + len(EVENT_END)
             if _is_complete(data):
                 # Complete with its last event: a connection that breaks after it takes nothing away.
-                yield _text(data if data.endswith(b"\n\n") else data + b"\n\n")
+                yield _text(data if data.endswith(EVENT_END) else data + EVENT_END)
                 return
-            if not data.endswith(b"\n\n"):
-                data = data[: -len(batch[-1])]  # half an event: the stream broke off inside it
-            if data:
-                yield _text(data)
+            if whole := data[: data.rfind(EVENT_END) + len(EVENT_END)] if EVENT_END in data else b"":
+                yield _text(whole)  # without half an event, where the stream broke off inside one
     raise AnswerCutOffError("the engine's stream ended before the answer was complete")
 
 

@@ -66,7 +66,7 @@ def create_handler(
 
     can_stream: where the platform takes no streams, a job that asks for one is answered unstreamed.
     """
-    unstreamed_jobs = itertools.count()
+    unstreamed_jobs, pacer = itertools.count(), streaming.Pacer(settings.stream_flush_seconds)
 
     async def handler(job: Job) -> AsyncGenerator[Output, None]:
         began, events_sent = time.monotonic(), False
@@ -81,7 +81,7 @@ def create_handler(
                 request = unstreamed(request)
                 if not next(unstreamed_jobs):
                     log.warning("this platform takes no streams: jobs with `stream: true` are answered unstreamed")
-            async with aclosing(_deliver(client, supervisor, request)) as outputs:
+            async with aclosing(_deliver(client, supervisor, request, pacer)) as outputs:
                 async for output in outputs:
                     yield output
                     events_sent = events_sent or isinstance(output, str)
@@ -101,14 +101,14 @@ def create_handler(
 
 
 async def _deliver(
-    client: httpx.AsyncClient, supervisor: Supervisor, request: UpstreamRequest
+    client: httpx.AsyncClient, supervisor: Supervisor, request: UpstreamRequest, pacer: streaming.Pacer
 ) -> AsyncGenerator[Output, None]:
     """The outputs of a request. When its engine dies before the first of them, it is sent to the next, once."""
     for _ in range(2):
         async with supervisor.exchange() as exchange:
             sent = False
             try:
-                async with aclosing(_forward(client, request, exchange)) as outputs:
+                async with aclosing(_forward(client, request, exchange, pacer)) as outputs:
                     async for output in outputs:
                         sent = True
                         yield output
@@ -136,7 +136,7 @@ async def _died_of_its_engine(error: Exception, exchange: Exchange) -> bool:
 
 
 async def _forward(
-    client: httpx.AsyncClient, request: UpstreamRequest, exchange: Exchange
+    client: httpx.AsyncClient, request: UpstreamRequest, exchange: Exchange, pacer: streaming.Pacer
 ) -> AsyncGenerator[Output, None]:
     headers = {"Content-Type": "application/json"} if request.body else {}
     async with client.stream(request.method, request.path, content=request.body, headers=headers) as response:
@@ -145,7 +145,7 @@ async def _forward(
             raise from_response(response.status_code, await response.aread())
         content_type = response.headers.get("Content-Type", "")
         if content_type.startswith("text/event-stream"):
-            async with aclosing(answers.events(_Observed(response.aiter_raw(), exchange))) as outputs:
+            async with aclosing(answers.events(_Observed(response.aiter_raw(), exchange), pacer)) as outputs:
                 async for output in outputs:
                     yield output
         else:

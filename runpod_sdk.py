@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
+import orjson
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import JOB_DONE_URL, JOB_STREAM_URL
 from runpod.serverless.modules.rp_job import _job_get_url, _job_stop_url, get_stop_signals
@@ -61,7 +62,7 @@ class RunPodPlatform:
     @asynccontextmanager
     async def connect(cls) -> AsyncGenerator[RunPodPlatform, None]:
         """Open the session with the worker's credentials, for as long as this lasts."""
-        async with AsyncClientSession() as session:
+        async with AsyncClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:  # none are sent or kept
             yield cls(session)
 
     async def take(self, most: int) -> list[Job]:
@@ -124,8 +125,10 @@ class RunPodPlatform:
 
 def _encode(data: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(data, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
+        return orjson.dumps(data)
+    except orjson.JSONEncodeError:  # half of a surrogate pair, a very long number, or no JSON at all
+        pass
+    try:
         return json.dumps(data).encode()
     except (TypeError, ValueError, RecursionError):
         raise PlatformError("it is no JSON", never=True) from None

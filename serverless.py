@@ -11,6 +11,7 @@ most `RUNPOD_*` variables for good, and costs almost two seconds that local mode
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -20,6 +21,8 @@ from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Mapp
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
+
+import uvloop
 
 import platforms
 from command_line import Arguments, parse_arguments
@@ -197,16 +200,23 @@ def _set_log_level(log_level: str) -> None:
 def run(work: Work, arguments: Arguments) -> int:
     """Run the mode that the arguments ask for, to its end. Returns the process's exit code."""
     if arguments.test_job is not None:
-        return asyncio.run(_answer_one(work, arguments.test_job))
+        return _run_in_loop(_answer_one(work, arguments.test_job))
     try:
         if arguments.serve_api:
             from api_mode import local_platform  # the web framework's import costs local mode and workers time
 
-            return asyncio.run(_work(work, local_platform(arguments, work.settings)))
+            return _run_in_loop(_work(work, local_platform(arguments, work.settings)))
         return _run_worker(work)
     except PortInUseError as error:
         log.error("%s", error)
         return EXIT_FAILED
+
+
+def _run_in_loop(main: Coroutine[Any, Any, int]) -> int:
+    """Run to the end on uvloop; docs/performance.md has what it brings."""
+    gc.freeze()  # what is imported by now stays; the collector need not look at it again
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
 
 
 async def _answer_one(work: Work, job: Job) -> int:
@@ -259,7 +269,7 @@ def _run_worker(work: Work) -> int:
         return EXIT_FAILED
     # The heartbeat runs before the engine does: loading a model takes minutes, and the platform should see us alive.
     runpod_sdk.start_heartbeat()
-    return asyncio.run(_work(work, _deployed_platform(work)))
+    return _run_in_loop(_work(work, _deployed_platform(work)))
 
 
 @asynccontextmanager

@@ -53,6 +53,15 @@ def _seconds(text: str) -> float:
     return value
 
 
+def _milliseconds() -> tuple[str, Callable[[str], float]]:
+    def parse(text: str) -> float:
+        if not 0 <= (value := float(text)) <= 10_000:
+            raise ValueError(text)
+        return value / 1000
+
+    return "a number of milliseconds from 0 to 10000", parse
+
+
 def _level(text: str) -> str:
     if text.upper() not in LOG_LEVELS:
         raise ValueError(text)
@@ -117,6 +126,13 @@ VARIABLES = (
         ("plain paths such as /tokenize, separated by commas or spaces", _paths),
         "paths on the engine that are open to clients beside the usual ones",
     ),
+    _variable(
+        "STREAM_FLUSH_MS",
+        50,
+        _milliseconds(),
+        "the least time between two outputs of a stream while a hundred are running; with more streams longer, with "
+        "fewer shorter, so that all together send at most 100,000 / STREAM_FLUSH_MS outputs a second; 0: no limit",
+    ),
     _variable("LOCAL_API_KEY", "", ("text", str), "what clients of the API on this machine must show; empty: nothing"),
     _variable(
         "WAVERLESS_HEALTH_PORT", 8000, _count(most=65535), "the port of `GET /health`, served on Waverless alone"
@@ -139,6 +155,7 @@ class Settings:
     engine_restart_window_seconds: float
     limits: Limits
     allowed_routes: frozenset[str]
+    stream_flush_seconds: float
     local_api_key: str | None
     waverless_health_port: int
     log_level: str
@@ -172,6 +189,7 @@ class Settings:
                 request_bytes=values["MAX_REQUEST_BYTES"], json_depth=values["MAX_JSON_DEPTH"], n=values["MAX_N"]
             ),
             allowed_routes=values["ALLOWED_ROUTES"] or frozenset(),
+            stream_flush_seconds=values["STREAM_FLUSH_MS"],
             local_api_key=values["LOCAL_API_KEY"],
             waverless_health_port=values["WAVERLESS_HEALTH_PORT"],
             log_level=log_level or values["RUNPOD_DEBUG_LEVEL"] or values["RUNPOD_LOG_LEVEL"],

@@ -11,12 +11,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
+from contextlib import contextmanager
 
 from tasks import cancel
 
 MAX_BATCH_BYTES = 512 * 1024  # RunPod refuses one streamed output over 1 MB; JSON escapes can nearly double a batch
 MAX_EVENT_BYTES = 64 * 1024 * 1024  # far above any event SGLang sends; a stream without event ends must not eat memory
+
+# A chunk of this size is as much as httpx-aiohttp hands over at once (its CHUNK_SIZE): more is waiting behind it.
+FULL_CHUNK_BYTES = 16 * 1024
 
 _EVENT_END = b"\n\n"
 
@@ -29,7 +33,7 @@ class EventTooLargeError(Exception):
 
 
 class EventFramer:
-    r"""Cuts a byte stream into whole events, each ending with its blank line, `\n\n`.
+    r"""Cuts a byte stream into blocks of whole events, each event ending with its blank line, `\n\n`.
 
     Line ends may be `\n` or `\r\n`; events come out with `\n`. (JSON escapes both characters, so that a raw one is
     always a line end.)
@@ -40,27 +44,25 @@ class EventFramer:
         self._rest = bytearray()  # the beginning of an event that has not ended yet
         self._searched = 0  # no event ends in this many first bytes of the rest
 
-    def feed(self, chunk: bytes) -> list[bytes]:
-        """Take the next chunk; return the events that it completes, in order.
+    def feed(self, chunk: bytes) -> bytes:
+        """Take the next chunk; return the events that it completes, in order, as one block; empty where there are none.
 
         Raises EventTooLargeError when an unfinished event exceeds the limit.
         """
         rest = self._rest
         carriage_return = b"\r" in chunk or rest.endswith(b"\r")
+        if not rest and not carriage_return and chunk.endswith(_EVENT_END):
+            return chunk  # as it nearly always is
         rest += chunk
         if carriage_return:
             self._normalise_line_ends()
-        events = []
-        begin, search = 0, self._searched
-        while (end := rest.find(_EVENT_END, search)) != -1:
-            search = end + len(_EVENT_END)
-            events.append(bytes(rest[begin:search]))
-            begin = search
-        del rest[:begin]
+        end = rest.rfind(_EVENT_END, self._searched) + len(_EVENT_END)
+        block = bytes(memoryview(rest)[:end]) if end >= len(_EVENT_END) else b""
+        del rest[: len(block)]
         if len(rest) > self._max_event_bytes:
             raise EventTooLargeError(self._max_event_bytes)
         self._searched = max(0, len(rest) - 1)
-        return events
+        return block
 
     def close(self) -> bytes:
         """The bytes after the last whole event: empty, unless the stream stopped inside an event."""
@@ -73,17 +75,49 @@ class EventFramer:
         self._searched = begin
 
 
+class Pacer:
+    """Keeps the batches of many streams apart, so that a busy worker sends few large ones and not many small ones.
+
+    Each stream's batches begin at least `flush_seconds * streams / 100` apart. So all streams together send at most
+    100 / flush_seconds batches a second, however many they are; one alone, or a few, never notice.
+    """
+
+    STREAMS = 100
+
+    def __init__(self, flush_seconds: float) -> None:
+        self._flush_seconds = flush_seconds
+        self._streams = 0
+
+    @contextmanager
+    def stream(self) -> Generator[None, None, None]:
+        """Count a stream while this lasts."""
+        self._streams += 1
+        try:
+            yield
+        finally:
+            self._streams -= 1
+
+    def interval_seconds(self) -> float:
+        """The least time between the beginnings of two batches of one stream, as things are now."""
+        return self._flush_seconds * self._streams / self.STREAMS
+
+
+UNPACED = Pacer(0.0)
+
+
 async def batches(
     chunks: AsyncIterator[bytes],
     *,
+    pacer: Pacer = UNPACED,
     max_batch_bytes: int = MAX_BATCH_BYTES,
     max_event_bytes: int = MAX_EVENT_BYTES,
-) -> AsyncGenerator[list[bytes], None]:
-    """Read `chunks` ahead of the consumer; yield lists of whole events.
+) -> AsyncGenerator[bytes, None]:
+    """Read `chunks` ahead of the consumer; yield batches of whole events.
 
-    The first list comes as soon as there is an event. While the consumer is busy with one, everything that arrives
-    gathers in the next, up to `max_batch_bytes` a list (a single larger event comes alone). Reading pauses while that
-    many bytes are waiting, so that memory is bounded and a slow consumer holds the source back.
+    The first batch comes as soon as there is an event. While the consumer is busy with one, and as long as the pacer
+    wants it, everything that arrives gathers in the next, up to `max_batch_bytes` a batch (a single larger event comes
+    alone). Reading pauses while that many bytes are waiting, so that memory is bounded and a slow consumer holds the
+    source back.
 
     Bytes after the last whole event are handed over as a last, incomplete event: only the consumer knows whether the
     stream was complete. An exception of `chunks` is raised here, after everything that came before it has been yielded.
@@ -92,9 +126,11 @@ async def batches(
     queue = _EventQueue(max_batch_bytes)
     reading = asyncio.create_task(_read(chunks, EventFramer(max_event_bytes), queue))
     try:
-        while batch := await queue.take():
-            yield batch
-        await reading  # raises what ended it
+        with pacer.stream():
+            while batch := await queue.take():
+                queue.hold(pacer.interval_seconds())
+                yield batch
+            await reading  # raises what ended it
     finally:
         await cancel(reading)
 
@@ -102,9 +138,10 @@ async def batches(
 async def _read(chunks: AsyncIterator[bytes], framer: EventFramer, queue: _EventQueue) -> None:
     try:
         async for chunk in chunks:
-            for event in framer.feed(chunk):
-                queue.put(event)
-            await queue.has_room()
+            if block := framer.feed(chunk):
+                queue.put(block)
+            if len(chunk) < FULL_CHUNK_BYTES:  # else there is more of the same to be had at once
+                await queue.wants_more()
         if rest := framer.close():
             queue.put(rest)
     finally:
@@ -116,38 +153,62 @@ class _EventQueue:
 
     def __init__(self, max_batch_bytes: int) -> None:
         self._max_batch_bytes = max_batch_bytes
-        self._events: deque[bytes] = deque()
+        self._blocks: deque[bytes] = deque()
         self._bytes = 0
         self._closed = False
+        self._is_awaited = False
+        self._held_until = 0.0  # on the loop's clock
         self._arrived = asyncio.Event()
         self._room = asyncio.Event()
+        self._time = asyncio.get_running_loop().time
 
-    def put(self, event: bytes) -> None:
-        self._events.append(event)
-        self._bytes += len(event)
+    def put(self, block: bytes) -> None:
+        self._blocks.append(block)
+        self._bytes += len(block)
         self._arrived.set()
 
     def close(self) -> None:
         self._closed = True
         self._arrived.set()
 
-    async def has_room(self) -> None:
-        """Return once less than one full batch is waiting."""
-        while self._bytes >= self._max_batch_bytes:
+    def hold(self, seconds: float) -> None:
+        """Let nothing more be read for so long. The next batch is what has come by then."""
+        self._held_until = self._time() + seconds
+
+    async def wants_more(self) -> None:
+        """Return once more should be read: not while a full batch is waiting, nor while reading is held.
+
+        While nobody reads, what comes gathers in the client's buffer, and is then read in one go: cheaper than event by
+        event.
+        """
+        # What an idle consumer is about to take is let go first: only then is it known for how long to hold.
+        while self._bytes >= self._max_batch_bytes or (self._blocks and self._is_awaited):
             self._room.clear()
             await self._room.wait()
+        if (seconds := self._held_until - self._time()) > 0:
+            await asyncio.sleep(seconds)
 
-    async def take(self) -> list[bytes]:
+    async def take(self) -> bytes:
         """Everything that waits, up to one batch; empty when the queue is closed and drained."""
-        while not self._events and not self._closed:
+        self._is_awaited = True
+        while not self._blocks and not self._closed:
             self._arrived.clear()
             await self._arrived.wait()
-        batch: list[bytes] = []
-        size = 0
-        while self._events and (not batch or size + len(self._events[0]) <= self._max_batch_bytes):
-            event = self._events.popleft()
-            size += len(event)
-            batch.append(event)
-        self._bytes -= size
+        self._is_awaited = False
+        batch = b"".join(self._blocks)
+        self._blocks.clear()
+        if len(batch) > self._max_batch_bytes:
+            end = self._end_of_batch(batch)
+            batch, rest = batch[:end], batch[end:]
+            if rest:
+                self._blocks.append(rest)
+        self._bytes -= len(batch)
         self._room.set()
         return batch
+
+    def _end_of_batch(self, block: bytes) -> int:
+        """Where the last event ends that fits; the first, where none does."""
+        end = block.rfind(_EVENT_END, 0, self._max_batch_bytes)
+        if end == -1:
+            end = block.find(_EVENT_END)
+        return end + len(_EVENT_END) if end != -1 else len(block)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterable
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming import EventFramer, EventTooLargeError, batches
+from streaming import EventFramer, EventTooLargeError, Pacer, batches
 
 TRICKY = 'data: {"text":"서울 👋 \u2028 \u2029 \u0085 \x0b"}\n\n'.encode()
 EVENTS = [b'data: {"a":1}\n\n', TRICKY, b"event: x\ndata: 1\ndata: 2\n\n", b": comment\n\n", b"data: [DONE]\n\n"]
@@ -21,7 +23,9 @@ def test_framer_gives_whole_events_whatever_the_chunks(size: int, line_end: byte
     stream = b"".join(EVENTS).replace(b"\n", line_end)
     framer = EventFramer()
     chunks = [stream[i : i + size] for i in range(0, len(stream), size)]
-    assert [event for chunk in chunks for event in framer.feed(chunk)] == EVENTS
+    blocks = [framer.feed(chunk) for chunk in chunks]
+    assert b"".join(blocks) == b"".join(EVENTS)
+    assert all(block.endswith(b"\n\n") for block in blocks if block)
     assert framer.close() == b""
 
 
@@ -35,17 +39,18 @@ def test_any_events_cut_anywhere_come_out_whole(
 ) -> None:
     whole = [f"{text}\n\n".encode() for text in texts]
     stream = b"".join(whole).replace(b"\n", line_end.encode()) + (b"data: ha" if cut_off else b"")
-    framer, events, begin = EventFramer(), [], 0
+    framer, blocks, begin = EventFramer(), [], 0
     for size in [*sizes, len(stream) + 1]:
-        events += framer.feed(stream[begin : begin + size])
+        blocks.append(framer.feed(stream[begin : begin + size]))
         begin += size
-    assert events == whole
+    assert b"".join(blocks) == b"".join(whole)
+    assert all(block.endswith(b"\n\n") for block in blocks if block)
     assert framer.close() == (b"data: ha" if cut_off else b"")
 
 
 def test_framer_keeps_what_has_not_ended() -> None:
     framer = EventFramer()
-    assert framer.feed(b"data: 1\n\ndata: 2\n") == [b"data: 1\n\n"]
+    assert framer.feed(b"data: 1\n\ndata: 2\n") == b"data: 1\n\n"
     assert framer.close() == b"data: 2"
 
 
@@ -59,9 +64,8 @@ def test_event_without_end_does_not_eat_memory() -> None:
 def test_large_event_in_small_chunks_is_framed_in_linear_time() -> None:
     framer = EventFramer()
     for _ in range(20_000):  # 20 MB; searched anew each time, this would read 200 GB
-        assert framer.feed(b"x" * 1000) == []
-    [event] = framer.feed(b"\n\n")
-    assert len(event) == 20_000_002
+        assert framer.feed(b"x" * 1000) == b""
+    assert len(framer.feed(b"\n\n")) == 20_000_002
 
 
 async def chunks_of(items: Iterable[bytes], pause_seconds: float = 0.0) -> AsyncIterator[bytes]:
@@ -79,7 +83,7 @@ async def test_first_event_is_not_held_back() -> None:
         await never.wait()
 
     stream = batches(one_then_nothing())
-    assert await asyncio.wait_for(anext(stream), 1) == [b"data: 1\n\n"]
+    assert await asyncio.wait_for(anext(stream), 1) == b"data: 1\n\n"
     await stream.aclose()
 
 
@@ -89,8 +93,8 @@ async def test_events_gather_while_the_consumer_is_busy() -> None:
     async for batch in batches(chunks_of([b"data: %d\n\n" % n for n in range(50)], 0.001)):
         seen.append(batch)
         await asyncio.sleep(0.02)
-    assert b"".join(event for batch in seen for event in batch) == b"".join(b"data: %d\n\n" % n for n in range(50))
-    assert len(seen[0]) == 1
+    assert b"".join(seen) == b"".join(b"data: %d\n\n" % n for n in range(50))
+    assert seen[0] == b"data: 0\n\n"
     assert len(seen) < 25
 
 
@@ -98,10 +102,8 @@ async def test_events_gather_while_the_consumer_is_busy() -> None:
 async def test_no_batch_exceeds_the_limit_but_a_single_larger_event() -> None:
     sizes = [10, 10, 10, 50, 10, 10]
     items = [b"x" * (size - 2) + b"\n\n" for size in sizes]
-    seen = [
-        [len(event) for event in batch] async for batch in batches(chunks_of([b"".join(items)]), max_batch_bytes=25)
-    ]
-    assert seen == [[10, 10], [10], [50], [10, 10]]
+    seen = [len(batch) async for batch in batches(chunks_of([b"".join(items)]), max_batch_bytes=25)]
+    assert seen == [10 + 10, 10, 50, 10 + 10]
 
 
 @pytest.mark.anyio
@@ -129,14 +131,14 @@ async def test_what_came_before_an_error_is_handed_over_first() -> None:
         raise ConnectionResetError
 
     stream = batches(breaks())
-    assert await anext(stream) == [b"data: 1\n\n", b"data: 2\n\n"]
+    assert await anext(stream) == b"data: 1\n\ndata: 2\n\n"
     with pytest.raises(ConnectionResetError):
         await anext(stream)
 
 
 @pytest.mark.anyio
 async def test_rest_of_a_broken_stream_comes_last() -> None:
-    seen = [event async for batch in batches(chunks_of([b"data: 1\n\nda", b"ta"])) for event in batch]
+    seen = [batch async for batch in batches(chunks_of([b"data: 1\n\nda", b"ta"]))]
     assert seen == [b"data: 1\n\n", b"data"]
 
 
@@ -156,3 +158,26 @@ async def test_closing_stops_the_reading() -> None:
     await anext(stream)
     await stream.aclose()
     await asyncio.wait_for(closed.wait(), 1)
+
+
+@pytest.mark.anyio
+async def test_pacer_keeps_the_batches_of_many_streams_apart() -> None:
+    pacer, times = Pacer(0.1), []
+    with ExitStack() as others:
+        for _ in range(199):
+            others.enter_context(pacer.stream())
+        async for _ in batches(chunks_of([b"data: 1\n\n"] * 60, 0.01), pacer=pacer):
+            times.append(time.monotonic())
+            if len(times) == 3:
+                break
+    first, second, third = times
+    assert second - first > 0.19
+    assert third - second > 0.19
+
+
+@pytest.mark.anyio
+async def test_pacer_leaves_one_stream_alone() -> None:
+    pacer = Pacer(0.1)
+    with pacer.stream():
+        assert pacer.interval_seconds() == pytest.approx(0.001)
+    assert pacer.interval_seconds() == 0

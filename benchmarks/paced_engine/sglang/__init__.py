@@ -1,0 +1,1 @@
+"""An engine that costs next to nothing, in SGLang's place where it is first on PYTHONPATH."""

@@ -1,0 +1,95 @@
+"""The worker with one of its choices reverted: `python -m benchmarks.variants NAME` in place of `handler.py`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import httpx
+import uvloop
+
+import handler
+import streaming
+from masking import Mask
+
+
+def as_it_is() -> None:
+    """`python handler.py`."""
+    handler.main()
+
+
+def httpx_transport() -> None:
+    """httpx's own transport in place of aiohttp's."""
+    ours = handler.create_client
+
+    def create_client(*arguments: Any) -> httpx.AsyncClient:
+        client = ours(*arguments)
+        limits = httpx.Limits(max_connections=None, keepalive_expiry=handler.KEEPALIVE_SECONDS)
+        client._transport = httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
+        return client
+
+    handler.create_client = create_client  # type: ignore[assignment]
+    handler.main()
+
+
+def no_ceiling() -> None:
+    """No ceiling on outputs a second."""
+    os.environ["STREAM_FLUSH_MS"] = "0"
+    handler.main()
+
+
+def one_event_an_output() -> None:
+    """No batches at all: one output an event."""
+
+    async def single(chunks: Any, **more: Any) -> AsyncGenerator[bytes, None]:
+        async for batch in ours(chunks, **more):
+            for event in batch.split(b"\n\n")[:-1]:
+                yield event + b"\n\n"
+
+    ours, streaming.batches = streaming.batches, single
+    handler.main()
+
+
+def asyncio_loop() -> None:
+    """asyncio's own event loop in place of uvloop."""
+    uvloop.new_event_loop = asyncio.new_event_loop  # type: ignore[assignment]
+    handler.main()
+
+
+def sdk_loop() -> None:
+    """The SDK's own job loop and posts."""
+    import runpod
+
+    desk, stack = handler.FrontDesk(), AsyncExitStack()
+    settings = desk.configure(os.environ, Mask(), can_stream=True)
+    starting = asyncio.Lock()
+    service: list[Any] = []
+
+    async def answer(job: dict[str, Any]) -> AsyncGenerator[Any, None]:
+        async with starting:
+            if not service:
+                service.append(await stack.enter_async_context(desk.lifespan()))
+        async for output in service[0].handler(job):
+            yield output
+
+    most: Callable[[int], int] = lambda _: settings.max_concurrency  # noqa: E731
+    os.environ["RUNPOD_LOG_LEVEL"] = "INFO"
+    runpod.serverless.start({"handler": answer, "return_aggregate_stream": True, "concurrency_modifier": most})
+
+
+VARIANTS: dict[str, Callable[[], None]] = {
+    "this worker": as_it_is,
+    "httpx's transport": httpx_transport,
+    "no ceiling": no_ceiling,
+    "no batches": one_event_an_output,
+    "asyncio's loop": asyncio_loop,
+    "the SDK's loop": sdk_loop,
+}
+
+if __name__ == "__main__":
+    name = sys.argv.pop(1)
+    VARIANTS[name]()
