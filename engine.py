@@ -1,29 +1,20 @@
 """The engine room's plan: SGLang's command line from the environment. `python engine.py` runs it without any jobs.
 
 Planning is pure: a mapping of variables in, a command line out, every problem reported at once. The process that the
-worker runs it in is in engine_process.py, its restarts in supervisor.py.
+worker runs it in is in engine_process.py, its restarts in supervisor.py; `python engine.py` itself in engine_alone.py.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import os
 import shlex
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-from dotenv import load_dotenv
 
 import model_cache
 import options
 from addresses import url_of
-from masking import Mask
 from misspelt import nearest_names
 from model_cache import DownloadWatch
 from options import Option
@@ -235,7 +226,7 @@ class EngineConfig:
 
     def shown_command(self) -> str:
         """The command line as a log may show it, secrets masked."""
-        return shlex.join(_masked(self.command()))
+        return shlex.join(masked(self.command()))
 
 
 _MUST_BE_KNOWN = {
@@ -386,7 +377,8 @@ def warnings_for(environ: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} is ignored: it is no option of SGLang {version}; did you mean {' or '.join(near)}?"
 
 
-def _masked(words: list[str]) -> list[str]:
+def masked(words: list[str]) -> list[str]:
+    """Words of a command line with the values of secret options replaced."""
     shown, hide = [], False
     for word in words:
         flag, equals, _ = word.partition("=")
@@ -398,72 +390,6 @@ def _masked(words: list[str]) -> list[str]:
 
 def _shown(option: Option, value: str) -> str:
     return "***" if option.is_secret else repr(value)
-
-
-def main() -> int:
-    """Serve SGLang alone, in this process's place; or with `--print`, show what would be run."""
-    parser = argparse.ArgumentParser(
-        prog="python engine.py",
-        description="Serve SGLang alone, in the foreground, as the environment configures it.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--print", action="store_true", help="show the command line and every setting; start nothing")
-    parser.add_argument(
-        "--health", action="store_true", help="exit with 0 if the engine on this machine is ready, else 1"
-    )
-    arguments = parser.parse_args()
-    load_dotenv(Path.cwd() / ".env")  # what the environment has already wins
-    mask, image = Mask.from_environ(os.environ), read_image_file()
-    for warning in warnings_for(os.environ) if not arguments.health else ():
-        print(mask(f"warning: {warning}"), file=sys.stderr)
-    try:
-        config, _ = configure(os.environ, image)
-    except ConfigurationError as error:
-        for problem in error.problems:
-            print(mask(problem), file=sys.stderr)
-        return 2
-    if arguments.health:
-        return _health(config)
-    if arguments.print:
-        print(mask(_overview(config, os.environ, image)))
-        return 0
-    config = config.with_models_on_disk(os.environ)
-    if not config.is_offline:
-        _watch_download(config)
-    print(mask(f"starting the engine: {config.shown_command()}"), file=sys.stderr, flush=True)
-    # In this process's place: signals, the exit code and the terminal are SGLang's own.
-    os.execve(sys.executable, config.command(), child_environ(os.environ, is_offline=config.is_offline))  # noqa: S606
-
-
-def _health(config: EngineConfig) -> int:
-    """For HEALTHCHECK: SGLang answers 200 on `/health` once it is warm."""
-    try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{config.base_url}/health", timeout=5):
-            return 0
-    except OSError as error:
-        print(f"the engine is not ready: {error}", file=sys.stderr)
-        return 1
-
-
-def _watch_download(config: EngineConfig) -> None:
-    """Tell how the download gets on, from a process that ends with it, or with this one.
-
-    Forked twice, so that it is no child of SGLang's, which takes this process's place and would not ask for its end.
-    """
-    watch, engine_pid = config.download_watch(os.environ), os.getpid()
-    if watch is None:
-        return
-    if child := os.fork():
-        os.waitpid(child, 0)
-        return
-    if os.fork() == 0:
-        with suppress(OSError):
-            while config.with_models_on_disk(os.environ).is_offline is False:
-                os.kill(engine_pid, 0)  # raises when it is gone
-                if said := asyncio.run(watch.progress()):
-                    print(said, file=sys.stderr, flush=True)
-                time.sleep(model_cache.PROGRESS_SECONDS)
-    os._exit(0)
 
 
 def configure(environ: Mapping[str, str], image: Mapping[str, str]) -> tuple[EngineConfig, Settings]:
@@ -493,35 +419,7 @@ def child_environ(environ: Mapping[str, str], *, is_offline: bool = False) -> di
     return {**environ, **offline, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
 
 
-def _overview(config: EngineConfig, environ: Mapping[str, str], image: Mapping[str, str]) -> str:
-    """The command line, and every setting with where it came from."""
-    rows = [
-        (setting.name, _shown_setting(setting), setting.source)
-        for setting in (*config.settings, *_other_settings(environ, image))
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = [config.shown_command(), ""]
-    lines += [f"{name:<{widths[0]}}  {value:<{min(widths[1], 60)}}  {source}" for name, value, source in rows]
-    return "\n".join(lines)
-
-
-def _shown_setting(setting: Setting) -> str:
-    if setting.name == EXTRA_ARGS:
-        return shlex.join(_masked(shlex.split(setting.value)))
-    option = OPTIONS.get(setting.name)
-    return "***" if option is not None and option.is_secret else setting.value or "(off)"
-
-
-def _other_settings(environ: Mapping[str, str], image: Mapping[str, str]) -> Iterator[Setting]:
-    """What is no option of SGLang: the preset, the extra arguments, the worker's own variables."""
-    defaults = {"PRESET": "", EXTRA_ARGS: ""} | {variable.name: variable.default for variable in VARIABLES}
-    for name, default in defaults.items():
-        value = environ.get(name, "").strip()
-        if not value and not default:
-            continue
-        source = "default" if not value else "image" if image.get(name) == environ[name] else "environment"
-        yield Setting(name, value or default, source)
-
-
 if __name__ == "__main__":
+    from engine_alone import main
+
     sys.exit(main())

@@ -106,6 +106,7 @@ class JobQueue:
         """Each worker's last heartbeats, oldest first, as their query parameters."""
         self._polls: Counter[str] = Counter()
         self._known: set[str] = set()
+        self._forgotten: Counter[JobState] = Counter()
         self._waiting: deque[Job] = deque()
         self._arrived = asyncio.Event()
         self._to_stop: dict[str, list[str]] = {}
@@ -214,8 +215,14 @@ class JobQueue:
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""
-        states = [job.state for job in self.jobs.values()]
-        return {state: states.count(state) for state in JobState}
+        kept = Counter(job.state for job in self.jobs.values())
+        return {state: kept[state] + self._forgotten[state] for state in JobState}
+
+    def forget(self, job: Job) -> None:
+        """Keep a finished job that nobody can ask for any more only in the counts."""
+        if job.state.is_final and job.id in self.jobs:
+            del self.jobs[job.id]
+            self._forgotten[job.state] += 1
 
     def _end(self, job: Job, state: JobState) -> None:
         job.state, job.finished_at = state, time.monotonic()
@@ -227,7 +234,7 @@ class JobQueue:
             job = next(iter(self.jobs.values()))
             if job.finished_at is None or job.finished_at > oldest:
                 return
-            del self.jobs[job.id]
+            self.forget(job)
 
 
 def _milliseconds(begin: float, end: float) -> int:

@@ -65,7 +65,7 @@ async def _answer(queue: JobQueue, request: Request, job_input: dict[str, Any]) 
     try:
         await job.finished()
     finally:
-        queue.cancel(job)  # nothing, where it is over
+        _end(queue, job)
     if job.state is not JobState.COMPLETED:
         return _error(job)
     output = job.output[0] if isinstance(job.output, list) and len(job.output) == 1 else job.output
@@ -99,7 +99,15 @@ async def _events(queue: JobQueue, job: Job) -> AsyncGenerator[str, None]:
                 return
             await job.streamed(sent + 1)
     finally:
-        queue.cancel(job)  # the caller left; nothing, where it is over
+        _end(queue, job)
+
+
+def _end(queue: JobQueue, job: Job) -> None:
+    """A caller of OpenAI's API never learns the job's id: it is cancelled where the caller left, else not kept."""
+    if job.state.is_final:
+        queue.forget(job)
+    else:
+        queue.cancel(job)
 
 
 def _error(job: Job) -> JSONResponse:

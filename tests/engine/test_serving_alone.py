@@ -71,6 +71,28 @@ def test_exit_code_of_the_engine_is_passed_through(tmp_path: Path) -> None:
     assert run([], environment, tmp_path).returncode == 7
 
 
+async def test_download_is_told_of_until_the_engine_ends(tmp_path: Path) -> None:
+    blobs = tmp_path / "models--zai-org--GLM-4.7-Flash" / "blobs"
+    blobs.mkdir(parents=True)
+    environment = {
+        "PYTHONPATH": str(SCRIPTED_ENGINE),
+        "PORT": str(free_port()),
+        "HF_HUB_CACHE": str(tmp_path),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+    }
+    process = await asyncio.create_subprocess_exec(
+        *ENGINE, cwd=tmp_path, env=clean_environment() | environment, stderr=subprocess.PIPE
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(40):
+        assert (await process.stderr.readline()).startswith(b"starting the engine: ")
+        await asyncio.sleep(2)
+        (blobs / "abc.incomplete").write_bytes(b"x" * 5_000_000)
+        assert (await process.stderr.readline()).startswith(b"downloading zai-org/GLM-4.7-Flash: 0.005 GB so far, ")
+    process.kill()
+    assert await asyncio.wait_for(process.stderr.read(), 5) == b"", "nobody is left to write"
+
+
 def test_print_shows_everything_and_starts_nothing(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("CONTEXT_LENGTH=4096\n")
     environment = {

@@ -228,6 +228,8 @@ async def test_openai_call_becomes_a_job_and_its_output_the_answer(api: httpx.As
     asking = asyncio.create_task(api.get("/openai/v1/models"))
     assert await finish_next(queue, output=[{"data": []}]) == {"openai_route": "/v1/models"}
     assert (await asking).json() == {"data": []}
+    assert queue.jobs == {}, "nobody knows their ids"
+    assert (await api.get("/health")).json()["jobs"]["completed"] == 2
 
 
 @pytest.mark.parametrize(
