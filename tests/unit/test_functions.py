@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
 from typing import Any
@@ -82,13 +81,14 @@ async def test_synchronous_handlers_run_side_by_side() -> None:
 
 
 async def test_generator_that_is_left_is_closed_at_its_next_step() -> None:
-    closed = threading.Event()
+    inside, go_on, closed = threading.Event(), threading.Event(), threading.Event()
 
     def slow(job: Job) -> Generator[int, None, None]:
         try:
-            for n in range(3):
-                yield n
-                time.sleep(0.2)
+            yield 1
+            inside.set()
+            go_on.wait(10)
+            yield 2
         finally:
             closed.set()
 
@@ -98,10 +98,10 @@ async def test_generator_that_is_left_is_closed_at_its_next_step() -> None:
                 pass
 
     consuming = asyncio.create_task(consume())
-    await asyncio.sleep(0.1)
+    await asyncio.to_thread(inside.wait, 10)
     consuming.cancel()  # while the generator is inside its step
     with pytest.raises(asyncio.CancelledError):
         await consuming
     assert not closed.is_set()
-    await asyncio.sleep(0.3)
-    assert closed.is_set()
+    go_on.set()
+    assert await asyncio.to_thread(closed.wait, 10)
