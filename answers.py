@@ -10,11 +10,11 @@ from typing import Any
 
 import streaming
 from errors import AnswerCutOffError, JobError, from_payload
+from streaming import EVENT_END
 
 Output = str | dict[str, Any] | list[Any]
 """One output of a job: a string of whole SSE events, a parsed JSON answer, or `{"error": "<JSON>"}` as the last."""
 
-EVENT_END = b"\n\n"
 DONE = b"data: [DONE]\n\n"
 # The last events of the streams that do not end with `[DONE]`: Anthropic's `/v1/messages` and OpenAI's `/v1/responses`.
 _LAST_EVENTS = (
@@ -59,8 +59,10 @@ async def events(chunks: AsyncIterator[bytes], pacer: streaming.Pacer) -> AsyncG
                 # Complete with its last event: a connection that breaks after it takes nothing away.
                 yield _text(data if data.endswith(EVENT_END) else data + EVENT_END)
                 return
-            if whole := data[: data.rfind(EVENT_END) + len(EVENT_END)] if EVENT_END in data else b"":
-                yield _text(whole)  # without half an event, where the stream broke off inside one
+            if not data.endswith(EVENT_END):  # the stream broke off inside an event, which is not handed on
+                data = b"".join(data.rpartition(EVENT_END)[:2])
+            if data:
+                yield _text(data)
     raise AnswerCutOffError("the engine's stream ended before the answer was complete")
 
 

@@ -22,7 +22,7 @@ MAX_EVENT_BYTES = 64 * 1024 * 1024  # far above any event SGLang sends; a stream
 # A chunk of this size is as much as httpx-aiohttp hands over at once (its CHUNK_SIZE): more is waiting behind it.
 FULL_CHUNK_BYTES = 16 * 1024
 
-_EVENT_END = b"\n\n"
+EVENT_END = b"\n\n"
 
 
 class EventTooLargeError(Exception):
@@ -51,13 +51,13 @@ class EventFramer:
         """
         rest = self._rest
         carriage_return = b"\r" in chunk or rest.endswith(b"\r")
-        if not rest and not carriage_return and chunk.endswith(_EVENT_END):
+        if not rest and not carriage_return and chunk.endswith(EVENT_END):
             return chunk  # as it nearly always is
         rest += chunk
         if carriage_return:
             self._normalise_line_ends()
-        end = rest.rfind(_EVENT_END, self._searched) + len(_EVENT_END)
-        block = bytes(memoryview(rest)[:end]) if end >= len(_EVENT_END) else b""
+        end = rest.rfind(EVENT_END, self._searched) + len(EVENT_END)
+        block = bytes(memoryview(rest)[:end]) if end >= len(EVENT_END) else b""
         del rest[: len(block)]
         if len(rest) > self._max_event_bytes:
             raise EventTooLargeError(self._max_event_bytes)
@@ -140,8 +140,9 @@ async def _read(chunks: AsyncIterator[bytes], framer: EventFramer, queue: _Event
         async for chunk in chunks:
             if block := framer.feed(chunk):
                 queue.put(block)
+            await queue.has_room()
             if len(chunk) < FULL_CHUNK_BYTES:  # else there is more of the same to be had at once
-                await queue.wants_more()
+                await queue.hold_is_over()
         if rest := framer.close():
             queue.put(rest)
     finally:
@@ -175,16 +176,21 @@ class _EventQueue:
         """Let nothing more be read for so long. The next batch is what has come by then."""
         self._held_until = self._time() + seconds
 
-    async def wants_more(self) -> None:
-        """Return once more should be read: not while a full batch is waiting, nor while reading is held.
+    async def has_room(self) -> None:
+        """Return once less than one full batch is waiting, and an idle consumer has taken what is there.
+
+        Only when it has is it known for how long to hold.
+        """
+        while self._bytes >= self._max_batch_bytes or (self._blocks and self._is_awaited):
+            self._room.clear()
+            await self._room.wait()
+
+    async def hold_is_over(self) -> None:
+        """Return once reading is not held any more.
 
         While nobody reads, what comes gathers in the client's buffer, and is then read in one go: cheaper than event by
         event.
         """
-        # What an idle consumer is about to take is let go first: only then is it known for how long to hold.
-        while self._bytes >= self._max_batch_bytes or (self._blocks and self._is_awaited):
-            self._room.clear()
-            await self._room.wait()
         if (seconds := self._held_until - self._time()) > 0:
             await asyncio.sleep(seconds)
 
@@ -208,7 +214,7 @@ class _EventQueue:
 
     def _end_of_batch(self, block: bytes) -> int:
         """Where the last event ends that fits; the first, where none does."""
-        end = block.rfind(_EVENT_END, 0, self._max_batch_bytes)
+        end = block.rfind(EVENT_END, 0, self._max_batch_bytes)
         if end == -1:
-            end = block.find(_EVENT_END)
-        return end + len(_EVENT_END) if end != -1 else len(block)
+            end = block.find(EVENT_END)
+        return end + len(EVENT_END) if end != -1 else len(block)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming import EventFramer, EventTooLargeError, Pacer, batches
+from streaming import FULL_CHUNK_BYTES, EventFramer, EventTooLargeError, Pacer, batches
 
 TRICKY = 'data: {"text":"서울 👋 \u2028 \u2029 \u0085 \x0b"}\n\n'.encode()
 EVENTS = [b'data: {"a":1}\n\n', TRICKY, b"event: x\ndata: 1\ndata: 2\n\n", b": comment\n\n", b"data: [DONE]\n\n"]
@@ -121,6 +121,24 @@ async def test_slow_consumer_holds_the_source_back() -> None:
         await anext(stream)
         await asyncio.sleep(0.01)
         assert given <= 10 * (taken + 1)
+    await stream.aclose()
+
+
+@pytest.mark.anyio
+async def test_slow_consumer_holds_a_fast_source_back_too() -> None:
+    given = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal given
+        while True:
+            given += 1
+            await asyncio.sleep(0)
+            yield b"x" * (FULL_CHUNK_BYTES - 2) + b"\n\n"
+
+    stream = batches(endless(), max_batch_bytes=4 * FULL_CHUNK_BYTES)
+    await anext(stream)
+    await asyncio.sleep(0.05)
+    assert given <= 6
     await stream.aclose()
 
 
