@@ -145,13 +145,10 @@ class EngineConfig:
     api_key: str | None = None
 
     models: tuple[HubModel, ...] = ()
-    """What it names of the hub, and not of this disk."""
+    """What it needs of the hub."""
 
     download_folder: str | None = None
     """SGLang's --download-dir."""
-
-    is_offline: bool = False
-    """Whether the engine needs nothing from the hub."""
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], image: Mapping[str, str] | None = None) -> EngineConfig:
@@ -190,22 +187,23 @@ class EngineConfig:
         )
 
     def with_models_on_disk(self, environ: Mapping[str, str]) -> EngineConfig:
-        """The same with a folder in place of each model that is on disk as a whole.
-
-        It is offline where that is all of them: then no start asks the hub for anything.
-        """
+        """The same with a folder in place of each model that is on disk as a whole; the others stay in `models`."""
         where = model_cache.caches(environ, self.download_folder)
-        arguments, missing = list(self.arguments), False
+        arguments, missing = list(self.arguments), []
         for model in self.models:
             folder = model.flag and model_cache.find_model(model.repository, model.revision, where)
             if folder:
                 arguments = _with_value(arguments, model.flag, str(folder))
-            missing = missing or not folder
-        if arguments != list(self.arguments) and not any(
-            flag == "--served-model-name" for flag, _ in _values(arguments)
-        ):
+            else:
+                missing.append(model)
+        if len(missing) < len(self.models) and "--served-model-name" not in dict(_values(arguments)):
             arguments += ["--served-model-name", self.served_model_name]  # else SGLang would take the folder's
-        return replace(self, arguments=tuple(arguments), is_offline=not missing)
+        return replace(self, arguments=tuple(arguments), models=tuple(missing))
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the engine needs nothing from the hub: then no start asks it for anything."""
+        return not self.models
 
     @property
     def base_url(self) -> str:
@@ -213,12 +211,12 @@ class EngineConfig:
         return url_of(self.host, self.port)
 
     def download_watch(self, environ: Mapping[str, str]) -> DownloadWatch | None:
-        """A watch on the download of the model, None where it is on disk."""
-        where = model_cache.caches(environ, self.download_folder)
-        for model in self.models:
-            if model.flag == "--model-path" and not model_cache.find_model(model.repository, model.revision, where):
-                return DownloadWatch(model.repository, model.revision, where[-1], environ)
-        return None
+        """A watch on the download of the model, None where it needs none."""
+        model = next((model for model in self.models if model.flag == "--model-path"), None)
+        if model is None:
+            return None
+        where = model_cache.caches(environ, self.download_folder)[-1]
+        return DownloadWatch(model.repository, model.revision, where, environ)
 
     def command(self) -> list[str]:
         """The engine's command line, for this Python."""

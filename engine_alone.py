@@ -9,6 +9,7 @@ import shlex
 import sys
 import urllib.request
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from dotenv import load_dotenv
@@ -25,9 +26,10 @@ from engine import (
     warnings_for,
 )
 from masking import Mask
-from model_cache import PROGRESS_SECONDS, DownloadWatch
+from model_cache import DownloadWatch
 from processes import wait_for_exit
 from settings import VARIABLES, ConfigurationError
+from tasks import cancel
 
 
 def main() -> int:
@@ -58,8 +60,8 @@ def main() -> int:
         print(mask(_overview(config, os.environ, image)))
         return 0
     config = config.with_models_on_disk(os.environ)
-    if not config.is_offline:
-        _watch_download(config)
+    if (watch := config.download_watch(os.environ)) is not None:
+        _watch_download(watch)
     print(mask(f"starting the engine: {config.shown_command()}"), file=sys.stderr, flush=True)
     # In this process's place: signals, the exit code and the terminal are SGLang's own.
     os.execve(sys.executable, config.command(), child_environ(os.environ, is_offline=config.is_offline))  # noqa: S606
@@ -75,29 +77,27 @@ def _health(config: EngineConfig) -> int:
         return 1
 
 
-def _watch_download(config: EngineConfig) -> None:
+def _watch_download(watch: DownloadWatch) -> None:
     """Tell how the download gets on, from a process that ends with it, or with this one.
 
     Forked twice, so that it is no child of SGLang's, which takes this process's place and would not ask for its end.
     """
-    watch = config.download_watch(os.environ)
-    if watch is None or not hasattr(os, "pidfd_open"):
+    if not hasattr(os, "pidfd_open"):
         return
     if child := os.fork():
         os.waitpid(child, 0)
         return
     engine_pid = os.getppid()
     if os.fork() == 0:
-        asyncio.run(_tell_of_download(watch, config, engine_pid))
+        asyncio.run(_tell_until_end(watch, engine_pid))
     os._exit(0)
 
 
-async def _tell_of_download(watch: DownloadWatch, config: EngineConfig, engine_pid: int) -> None:
+async def _tell_until_end(watch: DownloadWatch, engine_pid: int) -> None:
+    telling = asyncio.create_task(watch.tell(partial(print, file=sys.stderr, flush=True)))
     ended = asyncio.create_task(wait_for_exit(engine_pid))
-    while not ended.done() and config.download_watch(os.environ) is not None:
-        if said := await watch.progress():
-            print(said, file=sys.stderr, flush=True)
-        await asyncio.wait({ended}, timeout=PROGRESS_SECONDS)
+    await asyncio.wait({telling, ended}, return_when=asyncio.FIRST_COMPLETED)
+    await cancel(telling, ended)
 
 
 def _overview(config: EngineConfig, environ: Mapping[str, str], image: Mapping[str, str]) -> str:

@@ -20,7 +20,6 @@ import httpx
 from diagnosis import explain
 from engine import EngineConfig, child_environ
 from masking import Mask
-from model_cache import PROGRESS_SECONDS
 from processes import GroupGuard, die_with_parent, group_members, kill_group, name_of, wait_for_exit
 from tasks import cancel
 
@@ -68,6 +67,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig, mask: Mask) -> None:
         self.config = config
+        self._started = config  # with the models that were on disk when it was started
         self._mask = mask
         self._process: asyncio.subprocess.Process | None = None
         self._guard: GroupGuard | None = None
@@ -88,7 +88,7 @@ class Engine:
             raise EngineError("SGLang is not installed for this Python; use the image, or scripts/install for a CPU")
         if _is_listening(self.config):
             raise EngineError(f"port {self.config.port} is in use by another process; set PORT to a free one")
-        config = self.config.with_models_on_disk(os.environ)
+        self._started = config = self.config.with_models_on_disk(os.environ)
         log.info("starting the engine: %s", config.shown_command())
         if config.is_offline:
             log.info("the model is on disk: the engine starts offline")
@@ -113,7 +113,8 @@ class Engine:
         began = time.monotonic()
         exited = asyncio.create_task(self._running.wait())
         probing = asyncio.create_task(self._probe_until_warm(began))
-        telling = asyncio.create_task(self._tell_of_download())
+        watch = self._started.download_watch(os.environ)
+        telling = asyncio.create_task(watch.tell(log.info)) if watch is not None else None
         try:
             await asyncio.wait({exited, probing}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
@@ -197,14 +198,6 @@ class Engine:
 
     def _probe_client(self, timeout_seconds: float) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.config.base_url, timeout=timeout_seconds, trust_env=False)
-
-    async def _tell_of_download(self) -> None:
-        if (watch := self.config.download_watch(os.environ)) is None:
-            return
-        while True:
-            if said := await watch.progress():
-                log.info("%s", said)
-            await asyncio.sleep(PROGRESS_SECONDS)
 
     async def _probe_until_warm(self, began: float) -> None:
         """Poll `/health`, which answers 200 once SGLang's own warm-up request is through."""

@@ -11,10 +11,11 @@ processes that share a volume fetch each file.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -96,14 +97,21 @@ class DownloadWatch:
     def __init__(self, repository: str, revision: str | None, cache: Path, environ: Mapping[str, str]) -> None:
         """environ: HF_ENDPOINT and HF_TOKEN, to ask the hub once how large the model is."""
         self._repository = repository
-        self._revision = revision or "main"
-        self._blobs = model_folder(cache, repository) / "blobs"
+        self._revision = revision
+        self._cache = cache
         self._hub = environ.get("HF_ENDPOINT") or "https://huggingface.co"
         self._token = environ.get("HF_TOKEN")
         self._began: tuple[float, int] | None = None
         self._before = 0
         self._total: int | None = None
         self._has_asked = False
+
+    async def tell(self, say: Callable[[str], object]) -> None:
+        """Say how far it is, every PROGRESS_SECONDS in which something has come; return when the model is whole."""
+        while not find_model(self._repository, self._revision, [self._cache]):
+            if said := await self.progress():
+                say(said)
+            await asyncio.sleep(PROGRESS_SECONDS)
 
     async def progress(self) -> str | None:
         """A sentence on how far it is, None where nothing has come since the last call. Takes 5 s at most."""
@@ -125,7 +133,7 @@ class DownloadWatch:
 
     def _sizes(self) -> Iterator[int]:
         with suppress(OSError):
-            for path in self._blobs.iterdir():
+            for path in (model_folder(self._cache, self._repository) / "blobs").iterdir():
                 with suppress(OSError):
                     yield path.stat().st_size
 
@@ -133,7 +141,7 @@ class DownloadWatch:
         """The size of the weights that will be downloaded: safetensors where there are any, as SGLang prefers them."""
         import httpx  # 0.2 s that a start without a download need not spend
 
-        url = f"{self._hub}/api/models/{self._repository}/tree/{self._revision}"
+        url = f"{self._hub}/api/models/{self._repository}/tree/{self._revision or 'main'}"
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
             async with httpx.AsyncClient(timeout=5.0, follow_redirects=True) as client:
