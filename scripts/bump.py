@@ -6,17 +6,13 @@ other packages are left alone, and the checks of the pull request tell whether t
 
 from __future__ import annotations
 
-import json
 import re
+import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 REPOSITORY = Path(__file__).parents[1]
-SGLANG_TAGS = "https://hub.docker.com/v2/repositories/lmsysorg/sglang/tags?page_size=100&name=v0."
-RUNPOD = "https://pypi.org/pypi/runpod/json"
 
 RELEASE = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:\.post(\d+))?")
 
@@ -33,19 +29,32 @@ RUNPOD_PLACES = {"Dockerfile": [r'"runpod=='], "embedded/requirements.txt": [r"\
 
 def main() -> int:
     """Look up both, and write what is newer."""
-    tags = [tag["name"] for tag in fetch(SGLANG_TAGS)["results"]]
-    write(REPOSITORY, SGLANG_PLACES, newest(tags))
-    runpod = newest(fetch(RUNPOD)["releases"])
+    sglang = newest(releases("sglang"))
+    if has_image(f"lmsysorg/sglang:v{sglang}"):
+        write(REPOSITORY, SGLANG_PLACES, sglang)
+    else:
+        print(f"sglang {sglang} has no image yet", file=sys.stderr)
+    runpod = newest(releases("runpod"))
     write(REPOSITORY, RUNPOD_PLACES, runpod)
     project = REPOSITORY / "pyproject.toml"
     project.write_text(runpod_range(project.read_text(encoding="utf-8"), runpod), encoding="utf-8")
     return 0
 
 
-def fetch(url: str) -> Any:
-    """The JSON at an address."""
-    with urllib.request.urlopen(url, timeout=30) as response:  # noqa: S310 (the constants above)
-        return json.load(response)
+def releases(package: str) -> list[str]:
+    """The versions of a package that pip finds. Raises LookupError where it finds none."""
+    command = [sys.executable, "-m", "pip", "index", "versions", package]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"^Available versions: (.+)$", said.stdout, re.MULTILINE)
+    if not found:
+        raise LookupError(f"pip finds no versions of {package}: {said.stderr.strip()}")
+    return found[1].split(", ")
+
+
+def has_image(name: str) -> bool:
+    """Whether the registry has an image of this name."""
+    command = ["docker", "manifest", "inspect", name]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def newest(names: Iterable[str]) -> str:
