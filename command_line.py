@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,7 +58,7 @@ def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
     if given.test_input is not None:
         if given.rp_serve_api:
             parser.error("--test_input answers one job and --rp_serve_api serves many: give one of them")
-        return _with_job(arguments, _test_job(parser, "--test_input", given.test_input))
+        return replace(arguments, test_job=_test_job(parser, "--test_input", given.test_input))
     if arguments.serve_api or environ.get("RUNPOD_WEBHOOK_GET_JOB"):
         return arguments
     try:
@@ -70,7 +70,7 @@ def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
         )
     except (OSError, UnicodeDecodeError) as error:
         parser.error(f"{TEST_INPUT_FILE} cannot be read: {type(error).__name__}")
-    return _with_job(arguments, _test_job(parser, TEST_INPUT_FILE, text))
+    return replace(arguments, test_job=_test_job(parser, TEST_INPUT_FILE, text))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -89,8 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test_input", metavar="JSON", help='the job of local mode, {"input": …}')
     both = _both_names
     parser.add_argument(*both("serve_api"), action="store_true", help="serve the API on this machine")
-    parser.add_argument(*both("api_host"), default="127.0.0.1", metavar="HOST", help="where: %(default)s")
-    parser.add_argument(*both("api_port"), type=_port, default=8000, metavar="PORT", help="which port: %(default)s")
+    parser.add_argument(*both("api_host"), default=Arguments.api_host, metavar="HOST", help="where: %(default)s")
+    parser.add_argument(
+        *both("api_port"), type=_port, default=Arguments.api_port, metavar="PORT", help="which port: %(default)s"
+    )
     parser.add_argument(
         *both("api_concurrency"), type=_count, metavar="N", help="jobs at once in the API's mode; default: as deployed"
     )
@@ -119,10 +121,6 @@ def _count(text: str) -> int:
 # argparse names a value's type by its function.
 _port.__name__ = "port"
 _count.__name__ = "whole number"
-
-
-def _with_job(arguments: Arguments, job: Job) -> Arguments:
-    return Arguments(test_job=job, log_level=arguments.log_level)
 
 
 def _test_job(parser: argparse.ArgumentParser, source: str, text: str) -> Job:

@@ -53,13 +53,10 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _milliseconds() -> tuple[str, Callable[[str], float]]:
-    def parse(text: str) -> float:
-        if not 0 <= (value := float(text)) <= 10_000:
-            raise ValueError(text)
-        return value / 1000
-
-    return "a number of milliseconds from 0 to 10000", parse
+def _milliseconds(text: str) -> float:
+    if not 0 <= (value := float(text)) <= 10_000:
+        raise ValueError(text)
+    return value / 1000
 
 
 def _level(text: str) -> str:
@@ -80,6 +77,7 @@ def _variable(name: str, default: int | str, expected: tuple[str, Callable[[str]
 
 
 _A_TIME = ("a number of seconds above 0", _seconds)
+_A_PAUSE = ("a number of milliseconds from 0 to 10000", _milliseconds)
 _A_LEVEL = (f"one of {', '.join(LOG_LEVELS)}", _level)
 
 
@@ -129,7 +127,7 @@ VARIABLES = (
     _variable(
         "STREAM_FLUSH_MS",
         50,
-        _milliseconds(),
+        _A_PAUSE,
         "the least time between two outputs of a stream while a hundred are running; with more streams longer, with "
         "fewer shorter, so that all together send at most 100,000 / STREAM_FLUSH_MS outputs a second; 0: no limit",
     ),

@@ -105,7 +105,7 @@ class JobQueue:
         self.pings: dict[str, deque[dict[str, str]]] = {}
         """Each worker's last heartbeats, oldest first, as their query parameters."""
         self._polls: Counter[str] = Counter()
-        self._known: set[str] = set()
+        """The polls that each worker has open; a worker that ever polled has an entry."""
         self._forgotten: Counter[JobState] = Counter()
         self._waiting: deque[Job] = deque()
         self._arrived = asyncio.Event()
@@ -144,7 +144,6 @@ class JobQueue:
     @contextmanager
     def polled_by(self, worker_id: str) -> Generator[None, None, None]:
         """Count a worker as ready for jobs while this lasts."""
-        self._known.add(worker_id)
         self._polls[worker_id] += 1
         try:
             yield
@@ -155,8 +154,8 @@ class JobQueue:
         """How many workers there are, in the words of RunPod's `/health`. One that has never polled initializes."""
         running = {job.worker_id for job in self.jobs.values() if job.state is JobState.IN_PROGRESS}
         return {
-            "idle": len(self._known - running),
-            "initializing": len(set(self.pings) - self._known),
+            "idle": len(set(self._polls) - running),
+            "initializing": len(set(self.pings) - set(self._polls)),
             "ready": sum(polls > 0 for polls in self._polls.values()),
             "running": len(running),
             "throttled": 0,
