@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from addresses import url_of
 from command_line import Arguments
+from job_loop import Platform
 from local_runpod import JobQueue, create_app, worker_environment
 from settings import Settings
 from web_server import serving
@@ -21,8 +21,8 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @asynccontextmanager
-async def local_platform(arguments: Arguments, settings: Settings) -> AsyncGenerator[Callable[[], Any], None]:
-    """Serve RunPod's API; gives the connection to its queue, over loopback, as a deployed worker has it.
+async def local_platform(arguments: Arguments, settings: Settings) -> AsyncGenerator[Platform, None]:
+    """Serve RunPod's API; gives the open connection to its queue, over loopback, as a deployed worker has it.
 
     Raises PortInUseError.
     """
@@ -39,6 +39,7 @@ async def local_platform(arguments: Arguments, settings: Settings) -> AsyncGener
         from runpod_sdk import RunPodPlatform
 
         try:
-            yield RunPodPlatform.connect
+            async with RunPodPlatform.connect() as connection:
+                yield connection
         finally:
             queue.close()

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+import traceback
 from http import HTTPStatus
 from typing import Any
 
@@ -189,3 +190,8 @@ def _validation_message(entry: Any) -> str:
         return str(entry)
     place = ".".join(str(part) for part in entry.get("loc") or ())
     return f"{place}: {entry.get('msg')}" if place else str(entry.get("msg"))
+
+
+def type_and_place(exception: BaseException) -> tuple[str, str]:
+    """What of an unexpected exception may be logged: its own text may quote a job's content."""
+    return type(exception).__name__, "".join(traceback.format_tb(exception.__traceback__))

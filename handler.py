@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Mapping
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from errors import (
     JobError,
     UpstreamError,
     from_response,
+    type_and_place,
 )
 from job_input import UpstreamRequest, build_request, unstreamed
 from job_loop import Job, JobHandler
@@ -183,9 +184,7 @@ def _as_job_error(exception: Exception, request_timeout_seconds: float) -> JobEr
         case streaming.EventTooLargeError():
             return AnswerCutOffError(str(exception))
         case _:
-            # The exception's own text may quote the job's content; its type and place do not.
-            place = "".join(traceback.format_tb(exception.__traceback__))
-            log.error("unexpected %s in the handler:\n%s", type(exception).__name__, place)
+            log.error("unexpected %s in the handler:\n%s", *type_and_place(exception))
             return JobError()
 
 
@@ -220,40 +219,35 @@ def create_client(config: EngineConfig, settings: Settings) -> httpx.AsyncClient
 class FrontDesk:
     """The handler with its engine, as a `serverless.ManagedHandler`."""
 
-    def __init__(self) -> None:
-        self._configured: tuple[EngineConfig, Settings, Mask, bool] | None = None
-
-    def configure(self, environ: Mapping[str, str], mask: Mask, *, can_stream: bool) -> Settings:
+    def configure(
+        self, environ: Mapping[str, str], mask: Mask, *, can_stream: bool
+    ) -> tuple[Settings, serverless.Lifespan]:
         """Plan the engine; say which variables have no effect. Raises ConfigurationError."""
         for warning in warnings_for(environ):
             log.warning("%s", warning)
         config, settings = configure(environ, read_image_file())
-        self._configured = config, settings, mask, can_stream
-        return settings
+        return settings, partial(serve, config, settings, mask, can_stream=can_stream)
 
-    @asynccontextmanager
-    async def lifespan(self) -> AsyncGenerator[serverless.Service, None]:
-        """Start the engine and wait until it is warm; give the handler over it; stop the engine at the end."""
-        if self._configured is None:
-            raise RuntimeError("configure() comes first")
-        config, settings, mask, can_stream = self._configured
-        async with (
-            create_client(config, settings) as client,
-            Supervisor(Engine(config, mask), settings) as supervisor,
-        ):
-            yield serverless.Service(
-                handler=create_handler(
-                    client,
-                    supervisor,
-                    served_model_name=config.served_model_name,
-                    settings=settings,
-                    mask=mask,
-                    can_stream=can_stream,
-                ),
-                wait_until_ready=supervisor.wait_until_ready,
-                wait_for_failure=supervisor.wait_for_failure,
-                error_event=answers.error_event,
-            )
+
+@asynccontextmanager
+async def serve(
+    config: EngineConfig, settings: Settings, mask: Mask, *, can_stream: bool
+) -> AsyncGenerator[serverless.Service, None]:
+    """Start the engine and wait until it is warm; give the handler over it; stop the engine at the end."""
+    async with create_client(config, settings) as client, Supervisor(Engine(config, mask), settings) as supervisor:
+        yield serverless.Service(
+            handler=create_handler(
+                client,
+                supervisor,
+                served_model_name=config.served_model_name,
+                settings=settings,
+                mask=mask,
+                can_stream=can_stream,
+            ),
+            wait_until_ready=supervisor.wait_until_ready,
+            wait_for_failure=supervisor.wait_for_failure,
+            error_event=answers.error_event,
+        )
 
 
 def main() -> None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import traceback
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from errors import AnswerCutOffError, EngineUnavailableError, JobError
+from errors import AnswerCutOffError, EngineUnavailableError, JobError, type_and_place
 from tasks import cancel
 
 log = logging.getLogger("worker.jobs")
@@ -279,9 +278,7 @@ class JobLoop:
         except JobError as error:
             result = {"error": error.as_json()}
         except Exception as exception:
-            # Its text may quote the job's content; its type and place do not.
-            place = "".join(traceback.format_tb(exception.__traceback__))
-            log.error("job %s: the handler raised %s:\n%s", job["id"], type(exception).__name__, place)
+            log.error("job %s: the handler raised %s:\n%s", job["id"], *type_and_place(exception))
             result = {"error": JobError().as_json()}
         run.reporting = True
         await self._report(job, result)

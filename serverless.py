@@ -29,7 +29,7 @@ from command_line import Arguments, parse_arguments
 from engine_process import EngineError
 from errors import EngineUnavailableError, JobError
 from functions import as_job_handler, is_generator
-from job_loop import Delivery, Job, JobHandler, JobLoop, error_of, one_object, the_only_one
+from job_loop import Delivery, Job, JobHandler, JobLoop, Platform, error_of, one_object, the_only_one
 from masking import Mask, MaskingFormatter
 from platforms import PlatformName
 from settings import ConfigurationError, Settings
@@ -62,24 +62,26 @@ class Service:
     error_event: Callable[[JobError], str] | None = None
 
 
+Lifespan = Callable[[], AbstractAsyncContextManager[Service]]
+"""Starts what answers jobs; ends it."""
+
+
 class ManagedHandler(Protocol):
     """A handler with a life of its own, in place of a function: it is told its surroundings, started and ended."""
 
-    def configure(self, environ: Mapping[str, str], mask: Mask, *, can_stream: bool) -> Settings:
-        """Read the environment. Raises ConfigurationError with every problem.
+    def configure(self, environ: Mapping[str, str], mask: Mask, *, can_stream: bool) -> tuple[Settings, Lifespan]:
+        """Read the environment; return the settings, and what starts and ends the service under them.
 
-        can_stream: whether the platform takes an output before a job is over.
+        can_stream: whether the platform takes an output before a job is over. Raises ConfigurationError with every
+        problem. The lifespan raises EngineError where the service does not start.
         """
-
-    def lifespan(self) -> AbstractAsyncContextManager[Service]:
-        """Start what answers jobs; end it. Raises EngineError where it does not start."""
 
 
 @dataclass(frozen=True)
 class Work:
     """All that a mode needs: what answers jobs, how its outputs are delivered, how many at once."""
 
-    lifespan: Callable[[], AbstractAsyncContextManager[Service]]
+    lifespan: Lifespan
     delivery: Delivery
     concurrency: Callable[[int], int]
     settings: Settings
@@ -101,11 +103,11 @@ def start(config: Mapping[str, Any]) -> NoReturn:
     """
     handler = config.get("handler")
     modifier = config.get("concurrency_modifier")
-    if not callable(handler) and not hasattr(handler, "lifespan"):
+    if not callable(handler) and not hasattr(handler, "configure"):
         raise TypeError('start() needs {"handler": f}, with f a function of a job')
     if modifier is not None and not callable(modifier):
         raise TypeError("'concurrency_modifier' must be a function of the number of jobs at once so far")
-    managed: ManagedHandler = handler if hasattr(handler, "lifespan") else _Function(handler)
+    managed: ManagedHandler = handler if hasattr(handler, "configure") else _Function(handler)
 
     platform = platforms.detect(os.environ)
     os.environ.update(platforms.translate(os.environ))
@@ -117,7 +119,7 @@ def start(config: Mapping[str, Any]) -> NoReturn:
     mask = Mask.from_environ(os.environ)
     configure_logging(mask)
     try:
-        settings = managed.configure(os.environ, mask, can_stream=platform is not PlatformName.WAVERLESS)
+        settings, lifespan = managed.configure(os.environ, mask, can_stream=platform is not PlatformName.WAVERLESS)
     except ConfigurationError as error:
         for problem in error.problems:
             log.error("%s", problem)
@@ -125,7 +127,7 @@ def start(config: Mapping[str, Any]) -> NoReturn:
     _set_log_level(settings.log_level)
     fixed = arguments.api_concurrency or (settings.max_concurrency if managed is handler else 1)
     work = Work(
-        lifespan=managed.lifespan,
+        lifespan=lifespan,
         delivery=_delivery(
             platform,
             streams=managed is handler or is_generator(handler),
@@ -156,11 +158,11 @@ class _Function:
     def __init__(self, function: Callable[[Job], Any]) -> None:
         self._handler = as_job_handler(function)
 
-    def configure(self, environ: Mapping[str, str], mask: Mask, *, can_stream: bool) -> Settings:
-        return Settings.from_environ(environ)
+    def configure(self, environ: Mapping[str, str], mask: Mask, *, can_stream: bool) -> tuple[Settings, Lifespan]:
+        return Settings.from_environ(environ), self._lifespan
 
     @asynccontextmanager
-    async def lifespan(self) -> AsyncGenerator[Service, None]:
+    async def _lifespan(self) -> AsyncGenerator[Service, None]:
         async def ready() -> None:
             return
 
@@ -273,8 +275,8 @@ def _run_worker(work: Work) -> int:
 
 
 @asynccontextmanager
-async def _deployed_platform(work: Work) -> AsyncGenerator[Callable[[], Any], None]:
-    """What a deployed worker has around its jobs; gives the connection to the platform."""
+async def _deployed_platform(work: Work) -> AsyncGenerator[Platform, None]:
+    """What a deployed worker has around its jobs; gives the open connection to the platform."""
     from runpod_sdk import RunPodPlatform, WaverlessPlatform
 
     async with AsyncExitStack() as stack:
@@ -286,16 +288,16 @@ async def _deployed_platform(work: Work) -> AsyncGenerator[Callable[[], Any], No
                 await stack.enter_async_context(serving(health_app(), "0.0.0.0", port))
             except PortInUseError as error:
                 log.warning("no /health for Waverless, jobs are answered all the same: %s", error)
-            yield WaverlessPlatform.connect
+            yield await stack.enter_async_context(WaverlessPlatform.connect())
         else:
-            yield RunPodPlatform.connect
+            yield await stack.enter_async_context(RunPodPlatform.connect())
 
 
-async def _work(work: Work, platform: AbstractAsyncContextManager[Callable[[], Any]]) -> int:
+async def _work(work: Work, platform: AbstractAsyncContextManager[Platform]) -> int:
     """Answer the platform's jobs until told to stop, or until the service breaks. Returns the exit code."""
     with _stop_on_signals() as stop:
         try:
-            async with platform as connect, work.lifespan() as service, connect() as connection:
+            async with platform as connection, work.lifespan() as service:
                 stop.gracefully = True
                 jobs = JobLoop(
                     connection,

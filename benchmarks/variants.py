@@ -64,15 +64,15 @@ def sdk_loop() -> None:
     """The SDK's own job loop and posts."""
     import runpod
 
-    desk, stack = handler.FrontDesk(), AsyncExitStack()
-    settings = desk.configure(os.environ, Mask(), can_stream=True)
+    settings, lifespan = handler.FrontDesk().configure(os.environ, Mask(), can_stream=True)
+    stack = AsyncExitStack()
     starting = asyncio.Lock()
     service: list[Any] = []
 
     async def answer(job: dict[str, Any]) -> AsyncGenerator[Any, None]:
         async with starting:
             if not service:
-                service.append(await stack.enter_async_context(desk.lifespan()))
+                service.append(await stack.enter_async_context(lifespan()))
         async for output in service[0].handler(job):
             yield output
 
