@@ -27,6 +27,9 @@ ERROR_PAUSE_SECONDS = 1.0
 EMPTY_POLL_PAUSE_SECONDS = 0.2
 # With no slot free, the number of slots is asked for again after this time; it may have grown by itself.
 CONCURRENCY_SECONDS = 1.0
+# Slots that become free within this time of each other are filled by one poll: one after the other would cost a round
+# trip each. It also lets the results go out first, so that the platform sees a slot free before it is asked to fill it.
+GATHERING_SECONDS = 0.005
 # When an idle worker is told to stop, a poll in flight may still bring jobs: it is waited for this long.
 LAST_POLL_SECONDS = 1.0
 
@@ -211,24 +214,31 @@ class JobLoop:
                 await self._stopping.wait()
             if self._stopping.is_set():
                 return
-            free = self._slots() - len(self._runs)
-            if free <= 0:
+            if (free := self._free_slots()) <= 0:
                 self._slot_free.clear()
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._slot_free.wait(), CONCURRENCY_SECONDS)
+                await self._pause(GATHERING_SECONDS)
                 continue
             poll = _Poll("take jobs")
             with poll:
                 await self._poll(poll, free)
             await self._pause(poll.pause_seconds)
 
-    def _slots(self) -> int:
-        """How many jobs may be under way now. A user's function that fails leaves the number as it was."""
+    def _free_slots(self) -> int:
+        """How many more jobs may be taken now.
+
+        A job whose result is on its way leaves its slot to the next, up to as many as there are slots: more results
+        that the platform does not take would only pile up.
+
+        A user's function that fails leaves the number of slots as it was.
+        """
         try:
             self._capacity = int(self._concurrency(self._capacity))
         except Exception as error:
             log.error("the concurrency modifier raised %s; %d at once as before", type(error).__name__, self._capacity)
-        return self._capacity
+        reporting = sum(run.reporting for run in self._runs.values())
+        return self._capacity - len(self._runs) + min(reporting, self._capacity)
 
     async def _poll(self, poll: _Poll, most: int) -> None:
         """Take what one poll brings, also when this is cancelled while its answer is here already."""
@@ -281,6 +291,7 @@ class JobLoop:
             log.error("job %s: the handler raised %s:\n%s", job["id"], *type_and_place(exception))
             result = {"error": JobError().as_json()}
         run.reporting = True
+        self._slot_free.set()
         await self._report(job, result)
 
     async def _abandon(self, job: Job, outputs: list[Any], error: JobError) -> dict[str, Any]:
