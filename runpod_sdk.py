@@ -47,6 +47,11 @@ __all__ = [
 # The session's own limit is 600 s; a post that hangs is better tried again.
 POST_TIMEOUT = aiohttp.ClientTimeout(60)
 
+# The heartbeat tells of the jobs in progress every few seconds (rp_ping.py); it is told of changes after so long. The
+# SDK's own way lists all jobs anew at each beginning and end of one.
+MIRROR_SECONDS = 0.1
+_mirror = PingJobMirror()
+
 # As the SDK posts results (rp_http.py): JSON, under a form's content type.
 POST_HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded"}
 
@@ -57,6 +62,7 @@ class RunPodPlatform:
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
         self._progress = JobsProgress()
+        self._mirroring: asyncio.TimerHandle | None = None
 
     @classmethod
     @asynccontextmanager
@@ -106,16 +112,28 @@ class RunPodPlatform:
     def begun(self, job_id: str) -> None:
         """Count a job as in progress, for the heartbeat and the take channel to report."""
         self._progress.add(job_id)
+        self._mirror_soon()
 
     def ended(self, job_id: str) -> None:
         """Count it no longer."""
         self._progress.remove(job_id)
+        self._mirror_soon()
+
+    def _mirror_soon(self) -> None:
+        if self._mirroring is None:
+            self._mirroring = asyncio.get_running_loop().call_later(MIRROR_SECONDS, self._mirror_now)
+
+    def _mirror_now(self) -> None:
+        self._mirroring = None
+        _mirror.set(self._progress.get_job_list())
 
     async def _post(self, url: str, job: Job, data: dict[str, Any], *, is_stream: bool) -> None:
         url = url.replace("$ID", job["id"]) + f"&isStream={str(is_stream).lower()}"
         headers = POST_HEADERS | {"X-Request-ID": job["id"]}
         try:
-            async with self._session.post(url, data=_encode(data), headers=headers, timeout=POST_TIMEOUT) as response:
+            async with self._session.post(
+                url, data=aiohttp.BytesPayload(_encode(data)), headers=headers, timeout=POST_TIMEOUT
+            ) as response:
                 await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise PlatformError(f"no answer ({type(error).__name__})") from error
@@ -160,10 +178,8 @@ def start_heartbeat() -> None:
 
     The SDK's own start_ping would let the heart of a killed worker beat on.
     """
-    mirror = PingJobMirror()
-    JobsProgress().set_mirror(mirror)
     if os.environ.get("RUNPOD_WEBHOOK_PING"):
-        multiprocessing.Process(target=_beat, args=(mirror,), name="heartbeat", daemon=True).start()
+        multiprocessing.Process(target=_beat, args=(_mirror,), name="heartbeat", daemon=True).start()
 
 
 def _beat(mirror: Any) -> None:

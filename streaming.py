@@ -19,7 +19,7 @@ from tasks import cancel
 MAX_BATCH_BYTES = 512 * 1024  # RunPod refuses one streamed output over 1 MB; JSON escapes can nearly double a batch
 MAX_EVENT_BYTES = 64 * 1024 * 1024  # far above any event SGLang sends; a stream without event ends must not eat memory
 
-# A chunk of this size is as much as httpx-aiohttp hands over at once (its CHUNK_SIZE): more is waiting behind it.
+# Where so much has come at once, holding back would fill the socket's buffer (128 KiB at first) and stall the engine.
 FULL_CHUNK_BYTES = 16 * 1024
 
 EVENT_END = b"\n\n"
@@ -141,7 +141,7 @@ async def _read(chunks: AsyncIterator[bytes], framer: EventFramer, queue: _Event
             if block := framer.feed(chunk):
                 queue.put(block)
             await queue.has_room()
-            if len(chunk) < FULL_CHUNK_BYTES:  # else there is more of the same to be had at once
+            if len(chunk) < FULL_CHUNK_BYTES:  # else the source is fast
                 await queue.hold_is_over()
         if rest := framer.close():
             queue.put(rest)

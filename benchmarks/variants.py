@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import uvloop
+from httpx_aiohttp import AiohttpTransport
 
 import handler
 import streaming
@@ -23,13 +24,24 @@ def as_it_is() -> None:
 
 
 def httpx_transport() -> None:
-    """httpx's own transport in place of aiohttp's."""
+    """httpx's own transport in place of the worker's."""
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=handler.KEEPALIVE_SECONDS)
+    with_transport(lambda: httpx.AsyncHTTPTransport(limits=limits, trust_env=False))
+
+
+def aiohttp_transport() -> None:
+    """httpx-aiohttp's transport in place of the worker's."""
+    limits = httpx.Limits(max_connections=0, keepalive_expiry=handler.KEEPALIVE_SECONDS)  # 0 is unlimited to aiohttp
+    with_transport(lambda: AiohttpTransport(limits=limits, verify=False, trust_env=False))
+
+
+def with_transport(create: Callable[[], httpx.AsyncBaseTransport]) -> None:
+    """The worker over this transport."""
     ours = handler.create_client
 
     def create_client(*arguments: Any) -> httpx.AsyncClient:
         client = ours(*arguments)
-        limits = httpx.Limits(max_connections=None, keepalive_expiry=handler.KEEPALIVE_SECONDS)
-        client._transport = httpx.AsyncHTTPTransport(limits=limits, trust_env=False)
+        client._transport = create()
         return client
 
     handler.create_client = create_client  # type: ignore[assignment]
@@ -83,6 +95,7 @@ def sdk_loop() -> None:
 
 VARIANTS: dict[str, Callable[[], None]] = {
     "this worker": as_it_is,
+    "httpx-aiohttp's transport": aiohttp_transport,
     "httpx's transport": httpx_transport,
     "no ceiling": no_ceiling,
     "no batches": one_event_an_output,
