@@ -126,7 +126,7 @@ VARIABLES = (
     ),
     _variable(
         "STREAM_FLUSH_MS",
-        50,
+        100,
         _A_PAUSE,
         "the least time between two outputs of a stream while a hundred are running; with more streams longer, with "
         "fewer shorter, so that all together send at most 100,000 / STREAM_FLUSH_MS outputs a second; 0: no limit",
