@@ -1,6 +1,7 @@
 """Everything that touches RunPod's SDK; the only file that imports it.
 
-Importing it reads most `RUNPOD_*` variables for good. What is used here of the SDK's inner modules (runpod 1.12.0):
+Importing it reads most `RUNPOD_*` variables for good. What is used here of the SDK's inner modules (runpod 1.12.0),
+none of it promised to stay (tests/unit/test_sdk_pieces.py looks at each):
 
 runpod.http_client                           AsyncClientSession: the session with the worker's credentials
 runpod.serverless.modules.rp_fitness         run_fitness_checks
@@ -9,6 +10,7 @@ runpod.serverless.modules.rp_job             _job_get_url, _job_stop_url, get_st
 runpod.serverless.modules.rp_ping            Heartbeat.process_loop
 runpod.serverless.modules.worker_state       WORKER_ID, JobsProgress, PingJobMirror
 runpod.serverless.utils.rp_validator         validate
+runpod.version                               __version__
 """
 
 from __future__ import annotations
@@ -162,9 +164,9 @@ class WaverlessPlatform(RunPodPlatform):
 
 def validate(raw_input: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """The SDK's own validator: `{"validated_input": …}`, or `{"errors": [text, …]}`."""
-    from runpod.serverless.utils import rp_validator
+    from runpod.serverless.utils.rp_validator import validate as validate_as_the_sdk
 
-    answer: dict[str, Any] = rp_validator.validate(raw_input, schema)
+    answer: dict[str, Any] = validate_as_the_sdk(raw_input, schema)
     return answer
 
 

@@ -1,136 +1,190 @@
-"""All measurements, as tables. Run by scripts/bench."""
+"""All measurements, as tables. Run by scripts/bench.
+
+Without names of parts: all of them, in about five minutes. `--write` puts the tables into docs/performance.md and draws
+the plot anew.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 import statistics
-from collections.abc import Sequence
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, ParamSpec
 
 import uvloop
 
-from benchmarks.measure import Result, directly, load, running_worker, short_jobs
+from benchmarks import report
+from benchmarks.measure import PACED, TINY, Result, directly, load, running_worker, short_jobs
+from benchmarks.profile import budget
+from benchmarks.report import FIGURES, Table, figures
+from benchmarks.tables import milliseconds
+from benchmarks.usual_ways import WAYS
 from benchmarks.variants import VARIANTS
 
 STREAMS = (1, 8, 32, 128, 300)
+TINY_STREAMS = (1, 4, 16)  # the tiny GLM on two cores has had enough then
+ROUND_TRIP = 0.03
 ROUND_TRIPS = (0.0, 0.03, 0.1)
-EVENTS = 200
-REPEATS = 3  # of the loads that are compared; the median by events a second counts
+EVENTS = 128
+REPEATS = 3  # of what is compared; the median by events a second counts
+SLOW_SECONDS = 5.0  # what takes so long is not repeated: its noise is small beside its distance
+
+THIS_WORKER = ("benchmarks.variants", "this worker")
+DIRECT = "a client straight to the engine"
+OURS = "this worker"
+
+Parameters = ParamSpec("Parameters")
 
 
-def main() -> None:
+def main() -> int:
     """Run the parts that are asked for."""
-    parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[[], *PARTS], default=list(PARTS), help="which: all, unless named")
-    uvloop.run(measure(parser.parse_args().parts))
-
-
-async def measure(parts: Sequence[str]) -> None:
-    """The parts, one after the other."""
-    print(f"{os.cpu_count()} cores; streams of {EVENTS} events, one every 10 ms")
-    for part in parts:
-        print(f"\n{PARTS[part].__doc__}\n")
-        await PARTS[part]()
-
-
-async def choices() -> None:
-    """300 streams and 1, round trip 30 ms: this worker, and with each of its choices reverted."""
-    head = (
-        "",
-        "events/s",
-        "first event, median",
-        "p95",
-        "CPU ms / 1000 events",
-        "outputs a job",
-        "1 stream: first",
-        "job",
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    rows: list[tuple[str, ...]] = [head]
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"one of {', '.join(PARTS)}")
+    parser.add_argument(
+        "--engine",
+        choices=(PACED, TINY),
+        default=PACED,
+        help="tiny: the real SGLang on the CPU with the tiny GLM, for the part `streams` alone",
+    )
+    parser.add_argument("--write", action="store_true", help="renew docs/performance.md, its data and the plot")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))} (known: {', '.join(PARTS)})")
+    parts = {name: PARTS[name] for name in arguments.parts or PARTS}
+    if arguments.engine == TINY:
+        parts = {"tiny": tiny}
+    print(f"{os.cpu_count()} cores; streams of {EVENTS} events, one every 10 ms")
+    tables: dict[str, Table] = {}
+    for name, part in parts.items():
+        print(f"\n{name}: {part.__doc__}\n", flush=True)
+        tables[name] = uvloop.run(part())
+        print(tables[name], flush=True)
+    if arguments.write:
+        report.write(tables)
+    return 0
+
+
+async def streams() -> Table:
+    """1 to 300 streams, round trip 30 ms: this worker, a client straight to the engine, workers as usually written."""
+    results: list[tuple[str, Result]] = []
+    async with running_worker(THIS_WORKER, ROUND_TRIP) as worker:
+        for count in STREAMS:
+            results.append((DIRECT, await repeated(directly, worker.engine_url, count, EVENTS)))
+            results.append((OURS, await repeated(load, worker, count, EVENTS)))
+    for name in WAYS:
+        async with running_worker(("benchmarks.usual_ways", name), ROUND_TRIP) as worker:
+            for count in STREAMS:
+                results.append((name, await repeated(load, worker, count, EVENTS)))
+    names = [DIRECT, OURS, *WAYS]
+    results.sort(key=lambda pair: (pair[1].streams, names.index(pair[0])))
+    rows = [(str(result.streams), name, *figures(result)) for name, result in results]
+    return Table(("streams", "", *FIGURES), rows, results)
+
+
+async def choices() -> Table:
+    """300 streams and 1, round trip 30 ms: this worker, and with each of its choices reverted."""
+    rows, results = [], []
     for name in VARIANTS:
-        async with running_worker(name, 0.03) as worker:
-            many = middle([await load(worker, 300, EVENTS) for _ in range(REPEATS)])
-            one = middle([await load(worker, 1, 128) for _ in range(REPEATS)])
-            if name == next(iter(VARIANTS)):
-                direct = middle([await directly(worker.engine_url, 300, EVENTS) for _ in range(REPEATS)])
-                rows.append(("a client straight to the engine", *figures(direct)[:3], "", "", "", ""))
+        async with running_worker(("benchmarks.variants", name), ROUND_TRIP) as worker:
+            many = await repeated(load, worker, 300, EVENTS)
+            one = await repeated(load, worker, 1, EVENTS)
         rows.append((name, *figures(many), milliseconds(one.first_median), f"{one.job_median:.2f} s"))
-    table(rows)
+        results += [(name, many), (name, one)]
+    return Table(("", *FIGURES, "1 stream: first", "job"), rows, results)
 
 
-async def grid() -> None:
+async def grid() -> Table:
     """This worker over streams and round trips."""
-    rows: list[tuple[str, ...]] = [
-        (
-            "round trip",
-            "streams",
-            "events/s",
-            "of possible",
-            "first event, median",
-            "p95",
-            "CPU ms / 1000 events",
-            "outputs a job",
-        )
-    ]
+    rows, results = [], []
     for round_trip in ROUND_TRIPS:
-        async with running_worker("this worker", round_trip) as worker:
-            for streams in STREAMS:
-                result = await load(worker, streams, EVENTS)
-                share = f"{result.events_a_second / (streams * 100):.0%}"
+        async with running_worker(THIS_WORKER, round_trip) as worker:
+            for count in STREAMS:
+                result = await load(worker, count, EVENTS)
+                share = f"{result.events_a_second / (count * 100):.0%}"
                 rate, *rest = figures(result)
-                rows.append((milliseconds(round_trip), str(streams), rate, share, *rest))
-    table(rows)
+                rows.append((milliseconds(round_trip), str(count), rate, share, *rest))
+                results.append((f"round trip {milliseconds(round_trip)}", result))
+    return Table(("round trip", "streams", FIGURES[0], "of possible", *FIGURES[1:]), rows, results)
 
 
-async def rest() -> None:
+async def lengths() -> Table:
+    """32 streams, an event every 2 ms, over the length of the answer: what an event costs must not grow with it."""
+    rows, results = [], []
+    async with running_worker(THIS_WORKER, ROUND_TRIP) as worker:
+        for events in (100, 400, 1600, 6400):
+            result = await load(worker, 32, events, interval=0.002)
+            rows.append((f"{events:,}", f"{result.cpu_ms_a_thousand:.0f}", f"{result.memory_mib:.0f} MiB"))
+            results.append((f"{events} events", result))
+    return Table(("events a stream", "CPU ms / 1000 events", "memory"), rows, results)
+
+
+async def rest() -> Table:
     """Short jobs, the way to the first job, and memory."""
-    rows: list[tuple[str, ...]] = [("", "")]
-    async with running_worker("this worker", 0.03, {"MAX_CONCURRENCY": "8"}) as worker:
-        seconds = await short_jobs(worker, 64, 0.2)
-        rows.append(("64 jobs of 0.2 s over 8 slots, at the least 1.60 s", f"{seconds:.2f} s"))
+    rows = []
+    for round_trip in (0.0, ROUND_TRIP):
+        async with running_worker(THIS_WORKER, round_trip, {"MAX_CONCURRENCY": "8"}) as worker:
+            seconds = await short_jobs(worker, 64, 0.2)
+        name = f"64 jobs of 0.2 s over 8 slots, round trip {milliseconds(round_trip)}; at the least 1.60 s"
+        rows.append((name, f"{seconds:.2f} s"))
+    async with running_worker(THIS_WORKER, 0.0) as worker:
+        rows.append(("the worker's start to the engine's", f"{worker.start_to_engine_seconds:.2f} s"))
         rows.append(("engine ready to first poll for a job", milliseconds(worker.ready_to_take_seconds)))
-    async with running_worker("this worker", 0.0) as worker:
-        one = middle([await load(worker, 1, 20) for _ in range(5)])
+        one = await repeated(load, worker, 1, 20)
         rows.append(("first event of one stream, no round trip", milliseconds(one.first_median)))
         rows.append(("memory with 1 stream", f"{one.memory_mib:.0f} MiB"))
-        for _ in range(3):
+        for _ in range(REPEATS):
             many = await load(worker, 300, EVENTS)
-        rows.append(("memory after 3 times 300 streams", f"{many.memory_mib:.0f} MiB"))
-    table(rows)
+        rows.append((f"memory after {REPEATS} times 300 streams", f"{many.memory_mib:.0f} MiB"))
+    return Table(("", ""), rows)
 
 
-PARTS = {"choices": choices, "grid": grid, "rest": rest}
+async def event() -> Table:
+    """The budget of one event: where a busy worker's CPU time goes, with 300 streams."""
+    async with running_worker(THIS_WORKER, ROUND_TRIP) as worker:
+        try:
+            result, shares = await budget(worker, 300, EVENTS)
+        except PermissionError as error:
+            return Table(("no profile", ""), [("", str(error))])
+    microseconds = result.cpu_ms_a_thousand
+    rows = [(name, f"{microseconds * share:.1f}", f"{share:.0%}") for name, share in shares.items()]
+    return Table(("", "µs an event", "share"), [*rows, ("all", f"{microseconds:.1f}", "100%")], [("profiled", result)])
 
 
-def middle(results: list[Result]) -> Result:
-    """The one with the median rate."""
+async def tiny() -> Table:
+    """The real SGLang with the tiny GLM on the CPU, round trip 30 ms: a client straight to it, and this worker."""
+    results: list[tuple[str, Result]] = []
+    async with running_worker(("handler",), ROUND_TRIP, engine=TINY) as worker:
+        for count in TINY_STREAMS:
+            results.append((DIRECT, await repeated(directly, worker.engine_url, count, EVENTS)))
+            results.append((OURS, await repeated(load, worker, count, EVENTS)))
+    rows = [(str(result.streams), name, *figures(result)) for name, result in results]
+    return Table(("streams", "", *FIGURES), rows, results)
+
+
+PARTS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
+    "streams": streams,
+    "choices": choices,
+    "grid": grid,
+    "lengths": lengths,
+    "rest": rest,
+    "event": event,
+}
+
+
+async def repeated(
+    measure: Callable[Parameters, Awaitable[Result]], *arguments: Parameters.args, **named: Parameters.kwargs
+) -> Result:
+    """The median of a few, by events a second; of a slow one, the first."""
+    results = [await measure(*arguments, **named)]
+    while len(results) < REPEATS and results[0].seconds < SLOW_SECONDS:
+        results.append(await measure(*arguments, **named))
     rate = statistics.median_low(result.events_a_second for result in results)
     return next(result for result in results if result.events_a_second == rate)
 
 
-def figures(result: Result) -> tuple[str, str, str, str, str]:
-    """Rate, first event (median and p95), CPU, outputs."""
-    return (
-        f"{result.events_a_second:,.0f}",
-        milliseconds(result.first_median),
-        milliseconds(result.first_p95),
-        f"{result.cpu_ms_a_thousand:.0f}",
-        f"{result.outputs_a_job:.1f}",
-    )
-
-
-def milliseconds(seconds: float) -> str:
-    """Seconds as whole milliseconds."""
-    return f"{seconds * 1000:.0f} ms"
-
-
-def table(rows: list[tuple[str, ...]]) -> None:
-    """Print rows as Markdown, the first of them the head."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        print("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |")
-        if number == 0:
-            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
-
-
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import json
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable
@@ -10,6 +12,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx
+import orjson
 import uvloop
 from httpx_aiohttp import AiohttpTransport
 
@@ -72,6 +75,22 @@ def asyncio_loop() -> None:
     handler.main()
 
 
+def collector_as_it_is() -> None:
+    """Without `gc.freeze()`."""
+    gc.freeze = lambda: None
+    handler.main()
+
+
+def plain_json() -> None:
+    """json in place of orjson for what is posted."""
+
+    def dumps(data: Any) -> bytes:
+        return json.dumps(data).encode()
+
+    orjson.dumps = dumps  # type: ignore[assignment]
+    handler.main()
+
+
 def sdk_loop() -> None:
     """The SDK's own job loop and posts."""
     import runpod
@@ -100,6 +119,8 @@ VARIANTS: dict[str, Callable[[], None]] = {
     "no ceiling": no_ceiling,
     "no batches": one_event_an_output,
     "asyncio's loop": asyncio_loop,
+    "no gc.freeze": collector_as_it_is,
+    "json for orjson": plain_json,
     "the SDK's loop": sdk_loop,
 }
 

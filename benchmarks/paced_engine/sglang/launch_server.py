@@ -9,6 +9,7 @@ import sys
 import uvloop
 
 from benchmarks.lean_http import Exchange, serve
+from sglang import STARTED_AT
 
 DELTA = {"content": " word", "reasoning_content": None, "role": None, "tool_calls": None}
 CHUNK = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion.chunk", "created": 1767225600}
@@ -22,7 +23,7 @@ DONE = b"data: [DONE]\n\n"
 
 def respond(exchange: Exchange) -> None:
     if exchange.method == "GET":
-        return exchange.answer(200, b'{"object": "list", "data": []}')
+        return exchange.answer(200, json.dumps({"object": "list", "data": [], "started_at": STARTED_AT}).encode())
     body = json.loads(exchange.body)
     loop = asyncio.get_running_loop()
     if not body.get("stream"):

@@ -1,0 +1,156 @@
+"""A served model, measured from its client's side: `scripts/bench --url URL`, for a GPU or an endpoint.
+
+URL: an OpenAI-compatible server (`http://127.0.0.1:30000/v1`), this worker's API mode
+(`http://127.0.0.1:8000/openai/v1`) or a RunPod endpoint (`https://api.runpod.ai/v2/ENDPOINT_ID`). Streams are started
+together; each has a prompt of its own, so that no prefix cache helps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import re
+import statistics
+import sys
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from benchmarks.tables import markdown, milliseconds, percentile_95
+
+PROMPT = "Explain in detail how a steam locomotive works, from the fire to the wheels."
+ACCEPT_LENGTH = re.compile(r"^sglang:spec_accept_length(?:\{[^}]*\})? (\S+)$", re.MULTILINE)
+SILENCE_SECONDS = 300.0  # a scaled-down endpoint starts a worker first
+
+HEAD = ("streams", "first token, median", "p95", "tokens/s a stream, median", "tokens/s in all", "accept length")
+
+
+class EndpointError(Exception):
+    """The server did not answer as an OpenAI-compatible one does; the text says how."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One stream: when its first and last tokens came, in seconds from its start, and how many there were."""
+
+    first: float
+    last: float
+    tokens: int
+
+
+def main() -> int:
+    """Measure, print a table; 1 and one line where the server does not answer."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--model", help="default: the first that the server lists")
+    parser.add_argument("--streams", default="1,8,32", help="how many at once, one load after the other: %(default)s")
+    parser.add_argument("--tokens", type=int, default=256, help="of each answer: %(default)s")
+    parser.add_argument("--prompt", default=PROMPT)
+    parser.add_argument("--key-from", default="RUNPOD_API_KEY", metavar="NAME", help="the key's variable: %(default)s")
+    parser.add_argument("--plain", action="store_true", help="OpenAI's fields only: without `ignore_eos`")
+    arguments = parser.parse_args()
+    try:
+        print(markdown(HEAD, asyncio.run(measure(arguments))))
+    except EndpointError as error:
+        print(f"{arguments.url}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def measure(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
+    """A row for each load. Raises EndpointError."""
+    key = os.environ.get(arguments.key_from)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    limits = httpx.Limits(max_connections=None)
+    base = base_url(arguments.url)
+    async with httpx.AsyncClient(base_url=base, headers=headers, timeout=SILENCE_SECONDS, limits=limits) as client:
+        try:
+            model = arguments.model or await first_model(client)
+            body = {"model": model, "max_tokens": arguments.tokens, "temperature": 0.0, "stream": True}
+            body |= {"stream_options": {"include_usage": True}} | ({} if arguments.plain else {"ignore_eos": True})
+            await answer(client, body | {"max_tokens": 8}, arguments.prompt)  # connections, and a worker's start
+            rows = []
+            for count in map(int, arguments.streams.split(",")):
+                began = time.monotonic()
+                answers = await asyncio.gather(*(answer(client, body, arguments.prompt) for _ in range(count)))
+                rows.append(row(answers, time.monotonic() - began, await accept_length(client)))
+        except httpx.HTTPError as error:
+            raise EndpointError(f"no answer ({type(error).__name__})") from error
+    return rows
+
+
+def base_url(url: str) -> str:
+    """Where the server's OpenAI API is."""
+    url = url.rstrip("/")
+    if url.endswith("/v1"):
+        return url
+    return f"{url}/openai/v1" if re.search(r"/v2/[^/]+$", url) else f"{url}/v1"
+
+
+async def first_model(client: httpx.AsyncClient) -> str:
+    """The name of the first model that the server lists."""
+    response = await client.get("/models")
+    try:
+        return str(response.json()["data"][0]["id"])
+    except (ValueError, LookupError, TypeError):
+        raise EndpointError(f"it lists no models (status {response.status_code}); name one with --model") from None
+
+
+async def answer(client: httpx.AsyncClient, body: dict[str, Any], prompt: str) -> Answer:
+    """One stream, to its end."""
+    messages = [{"role": "user", "content": f"[{uuid.uuid4().hex}] {prompt}"}]
+    began = time.monotonic()
+    times: list[float] = []
+    tokens = 0
+    async with client.stream("POST", "/chat/completions", json=body | {"messages": messages}) as response:
+        if response.status_code != 200:
+            text = (await response.aread()).decode(errors="replace")
+            raise EndpointError(f"status {response.status_code}: {text[:300]}")
+        async for line in response.aiter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            if "error" in event:
+                raise EndpointError(f"an error in the stream: {json.dumps(event['error'])[:300]}")
+            delta = event["choices"][0].get("delta", {}) if event.get("choices") else {}
+            if any(delta.get(kind) for kind in ("content", "reasoning_content", "tool_calls")):
+                times.append(time.monotonic() - began)
+            tokens = (event.get("usage") or {}).get("completion_tokens") or tokens
+    if not times:
+        raise EndpointError("a stream ended without a token")
+    return Answer(times[0], times[-1], tokens or len(times))
+
+
+async def accept_length(client: httpx.AsyncClient) -> float | None:
+    """How many tokens a step of speculative decoding yields just now, from SGLang's metrics; None where it tells none.
+
+    It does with ENABLE_METRICS, on its own port.
+    """
+    response = await client.get(str(client.base_url).removesuffix("/v1/") + "/metrics")
+    found = ACCEPT_LENGTH.search(response.text) if response.status_code == 200 else None
+    return float(found[1]) if found else None
+
+
+def row(answers: list[Answer], seconds: float, accepted: float | None) -> tuple[str, ...]:
+    """A load as text, under HEAD."""
+    firsts = [answer.first for answer in answers]
+    rates = [(answer.tokens - 1) / (answer.last - answer.first) for answer in answers if answer.last > answer.first]
+    return (
+        str(len(answers)),
+        milliseconds(statistics.median(firsts)),
+        milliseconds(percentile_95(firsts)),
+        f"{statistics.median(rates):.0f}" if rates else "",
+        f"{sum(answer.tokens for answer in answers) / seconds:,.0f}",
+        f"{accepted:.2f}" if accepted else "",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Where the microseconds of one event go: a sampling profile of a busy worker, summed up by the code's owners."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks.measure import Result, Worker, load
+
+# The first of these that a sample's stack has, from the innermost frame outwards, owns the sample.
+OWNERS = {
+    "posts to the platform (the SDK's session, aiohttp)": ("runpod_sdk.py", "aiohttp/"),
+    "reading and framing the engine's events": ("engine_transport.py", "streaming.py", "answers.py"),
+    "starting the request (httpx)": ("httpx/",),
+    "the job's input, checked and rewritten": ("job_input.py", "wire_json.py", "routes.py"),
+    "the rest of the handler and the job loop": ("handler.py", "job_loop.py", "supervisor.py", "runpod/", "logging/"),
+}
+THE_LOOP = "the event loop itself, and the system calls under it"
+SAMPLES_A_SECOND = 250
+
+
+async def budget(worker: Worker, streams: int, events: int, seconds: int = 8) -> tuple[Result, dict[str, float]]:
+    """Load the worker under py-spy for so long; one of the loads, and each owner's share of the worker's CPU time.
+
+    Raises PermissionError where processes may not be looked into.
+    """
+    await load(worker, streams, events)
+    with tempfile.TemporaryDirectory() as folder:
+        samples = Path(folder) / "samples"
+        profiler = await asyncio.create_subprocess_exec(
+            *(sys.executable.replace("python", "py-spy"), "record", "--nonblocking", "--format", "raw"),
+            *("--rate", str(SAMPLES_A_SECOND), "--duration", str(seconds), "--output", str(samples)),
+            *("--pid", str(worker.process.pid)),
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        finished = asyncio.create_task(profiler.communicate())
+        while not finished.done():
+            result = await load(worker, streams, events)
+        _, said = await finished
+        if profiler.returncode:
+            raise PermissionError(said.decode(errors="replace").strip().splitlines()[-1])
+        return result, shares(samples.read_text(encoding="utf-8").splitlines())
+
+
+def shares(samples: Iterable[str]) -> dict[str, float]:
+    """Each owner's share of the main thread's samples: lines of `outermost;…;innermost count`."""
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        stack, _, count = sample.rpartition(" ")
+        if "(handler.py" in stack:  # not the resolver's thread, which waits
+            counts[owner(stack.split(";"))] += int(count)
+    total = counts.total()
+    return {name: count / total for name, count in counts.most_common()}
+
+
+def owner(frames: list[str]) -> str:
+    """Whose code the innermost frame is that anybody owns."""
+    for frame in reversed(frames):
+        place = frame.rpartition("(")[2]
+        if place.startswith("serverless.py"):
+            break
+        for name, files in OWNERS.items():
+            if place.startswith(files):
+                return name
+    return THE_LOOP

@@ -1,0 +1,91 @@
+"""What a run has measured: tables on the terminal, and in docs/performance.md with the plot and its data."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import REPOSITORY, Result
+from benchmarks.tables import markdown, milliseconds
+
+DOCUMENT = REPOSITORY / "docs" / "performance.md"
+DATA = REPOSITORY / "docs" / "performance.json"
+PLOT = REPOSITORY / "docs" / "performance.png"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a head; `results`: what they were made of, each with its row's names."""
+
+    head: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+    results: Sequence[tuple[str, Result]] = ()
+
+    def __str__(self) -> str:
+        """As Markdown."""
+        return markdown(self.head, self.rows)
+
+
+def figures(result: Result) -> tuple[str, ...]:
+    """Rate, first event (median and p95), CPU and outputs, under FIGURES."""
+    return (
+        f"{result.events_a_second:,.0f}",
+        milliseconds(result.first_median),
+        milliseconds(result.first_p95),
+        f"{result.cpu_ms_a_thousand:.0f}" if result.cpu_seconds else "",
+        f"{result.outputs_a_job:.1f}" if result.outputs_a_job else "",
+    )
+
+
+FIGURES = ("events/s", "first event, median", "p95", "CPU ms / 1000 events", "outputs a job")
+
+
+def write(tables: dict[str, Table]) -> None:
+    """Put each table in its place in the document, between `<!-- name -->` and `<!-- end -->`; renew data and plot.
+
+    Raises LookupError where a table has no place.
+    """
+    text = DOCUMENT.read_text(encoding="utf-8")
+    data: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
+    for name, table in tables.items():
+        begin, end = f"<!-- {name} -->", "<!-- end -->"
+        place = re.compile(f"{begin}.*?{end}", re.DOTALL)
+        if not place.search(text):
+            raise LookupError(f"{DOCUMENT.name} has no {begin}")
+        text = place.sub(lambda _, table=table, begin=begin, end=end: f"{begin}\n{table}\n{end}", text)  # type: ignore[misc]
+        data[name] = [{"what": what, **_rounded(asdict(result))} for what, result in table.results]
+    DOCUMENT.write_text(text, encoding="utf-8")
+    DATA.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    if "streams" in tables:
+        plot(tables["streams"], PLOT)
+
+
+def _rounded(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def plot(table: Table, path: Path) -> None:
+    """Draw events a second and the first event's p95 over the number of streams."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, (rate, first) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    for name in dict.fromkeys(what for what, _ in table.results):
+        results = [result for what, result in table.results if what == name]
+        streams = [result.streams for result in results]
+        rate.plot(streams, [result.events_a_second for result in results], marker="o", markersize=4, label=name)
+        first.plot(streams, [result.first_p95 * 1000 for result in results], marker="o", markersize=4)
+    for axes, label in ((rate, "events/s"), (first, "first event, p95 (ms)")):
+        axes.set(xscale="log", yscale="log", xlabel="streams at once", ylabel=label)
+        axes.set_xticks(streams, labels=[str(count) for count in streams])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+    rate.legend(fontsize="small")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

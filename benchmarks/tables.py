@@ -1,0 +1,24 @@
+"""Numbers as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its columns aligned."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    texts = ["| " + " | ".join(map(str.ljust, line, widths)) + " |" for line in lines]
+    return "\n".join([texts[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *texts[1:]])
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as whole milliseconds."""
+    return f"{seconds * 1000:.0f} ms"
+
+
+def percentile_95(values: list[float]) -> float:
+    """The value that 95 % do not exceed."""
+    return sorted(values)[math.ceil(len(values) * 0.95) - 1]

@@ -1,0 +1,142 @@
+"""The benchmarks' own arithmetic and text; what they measure is for scripts/bench to say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from benchmarks import endpoint, report
+from benchmarks.measure import Result
+from benchmarks.profile import OWNERS, THE_LOOP, shares
+from benchmarks.report import Table
+from benchmarks.tables import markdown, percentile_95
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"), [([3.0], 3.0), ([1.0, 2.0], 2.0), ([float(n) for n in range(100, 0, -1)], 95.0)]
+)
+def test_percentile(values: list[float], expected: float) -> None:
+    assert percentile_95(values) == expected
+
+
+def test_table_is_markdown() -> None:
+    assert markdown(("a", "long"), [("1", "2"), ("three", "")]) == (
+        "| a     | long |\n|-------|------|\n| 1     | 2    |\n| three |      |"
+    )
+
+
+def test_samples_belong_to_the_innermost_known_owner() -> None:
+    begin = "main (handler.py:9);run (serverless.py:5);"
+    samples = [
+        f"{begin}_run (job_loop.py:1);_post (runpod_sdk.py:7);_request (aiohttp/client.py:9) 5",
+        f"{begin}_run (job_loop.py:1);__anext__ (contextlib.py:1) 3",
+        f"{begin}data_received (engine_transport.py:8);on_body (engine_transport.py:1) 1",
+        f"{begin}run_until_complete (asyncio/runners.py:8) 1",
+        "_bootstrap (threading.py:1);wait (pycares/__init__.py:1) 100",
+    ]
+    posts, events, *_, ours = OWNERS
+    assert shares(samples) == {posts: 0.5, ours: 0.3, events: 0.1, THE_LOOP: 0.1}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("DOCUMENT", "DATA", "PLOT"):
+        monkeypatch.setattr(report, name, tmp_path / getattr(report, name).name)
+    (tmp_path / "performance.md").write_text("# x\n<!-- streams -->\nold\n<!-- end -->\n<!-- b -->\nb\n<!-- end -->\n")
+    return tmp_path
+
+
+def result(streams: int) -> Result:
+    return Result(streams, events=100 * streams, seconds=1.0, first_median=0.1, first_p95=0.2, job_median=1.0)
+
+
+def test_written_table_takes_its_place(folder: Path) -> None:
+    table = Table(("a",), [("new",)], [("ours", result(1)), ("ours", result(8)), ("theirs", result(1))])
+    report.write({"streams": table})
+    report.write({"streams": table})
+    text = (folder / "performance.md").read_text()
+    assert text == f"# x\n<!-- streams -->\n{table}\n<!-- end -->\n<!-- b -->\nb\n<!-- end -->\n"
+    assert [row["what"] for row in json.loads((folder / "performance.json").read_text())["streams"]] == [
+        "ours",
+        "ours",
+        "theirs",
+    ]
+    assert (folder / "performance.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_table_without_a_place_is_an_error(folder: Path) -> None:
+    with pytest.raises(LookupError, match="<!-- c -->"):
+        report.write({"c": Table(("a",), [])})
+
+
+def test_document_has_a_place_for_each_part() -> None:
+    from benchmarks.__main__ import PARTS
+
+    text = report.DOCUMENT.read_text(encoding="utf-8")
+    assert [name for name in (*PARTS, "tiny") if f"<!-- {name} -->" not in text] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "base"),
+    [
+        ("http://127.0.0.1:30000/v1/", "http://127.0.0.1:30000/v1"),
+        ("http://127.0.0.1:30000", "http://127.0.0.1:30000/v1"),
+        ("http://127.0.0.1:8000/openai/v1", "http://127.0.0.1:8000/openai/v1"),
+        ("https://api.runpod.ai/v2/abc123", "https://api.runpod.ai/v2/abc123/openai/v1"),
+    ],
+)
+def test_base_url_of_what_users_have_at_hand(url: str, base: str) -> None:
+    assert endpoint.base_url(url) == base
+
+
+METRICS = """\
+# HELP sglang:spec_accept_length The average acceptance length of speculative decoding.
+sglang:spec_accept_length{model_name="glm-4.7-flash",tp_rank="0"} 2.75
+sglang:num_running_reqs{model_name="glm-4.7-flash"} 4.0
+"""
+
+
+class Events(httpx.AsyncByteStream):
+    def __init__(self, *payloads: Any) -> None:
+        self._payloads = payloads
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for payload in self._payloads:
+            yield b"data: " + json.dumps(payload).encode() + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+
+def delta(**fields: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": fields}]}
+
+
+def server(request: httpx.Request) -> httpx.Response:
+    """An OpenAI-compatible one, as far as the benchmark goes."""
+    if request.url.path == "/metrics":
+        return httpx.Response(200, text=METRICS)
+    if request.url.path == "/v1/models":
+        return httpx.Response(200, json={"data": [{"id": "glm-4.7-flash"}]})
+    body = json.loads(request.content)
+    if body["model"] == "refused":
+        return httpx.Response(400, json={"message": "no such model"})
+    if body["model"] == "broken":
+        return httpx.Response(200, stream=Events(delta(content="x"), {"error": {"message": "it broke"}}))
+    usage = {"choices": [], "usage": {"completion_tokens": 7}}
+    return httpx.Response(200, stream=Events(delta(role="assistant"), delta(reasoning_content="a"), usage))
+
+
+@pytest.mark.anyio
+async def test_endpoint_is_measured_from_its_events() -> None:
+    async with httpx.AsyncClient(base_url="http://x/v1", transport=httpx.MockTransport(server)) as client:
+        assert await endpoint.first_model(client) == "glm-4.7-flash"
+        answer = await endpoint.answer(client, {"model": "glm-4.7-flash"}, "Hello")
+        assert (answer.tokens, answer.first) == (7, answer.last)
+        assert await endpoint.accept_length(client) == 2.75
+        for model, error in (("refused", "status 400: .*no such model"), ("broken", "it broke")):
+            with pytest.raises(endpoint.EndpointError, match=error):
+                await endpoint.answer(client, {"model": model}, "Hello")
