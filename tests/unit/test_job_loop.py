@@ -180,3 +180,57 @@ async def test_output_that_is_refused_for_good_is_still_in_the_result() -> None:
 )
 def test_only_understood_refusals_are_final(status: int | None, final: bool) -> None:
     assert PlatformError("x", status).is_final is final
+
+
+class SlowPlatform(MemoryPlatform):
+    """Takes results only when it is told to; notes how many jobs each poll asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.takes_results = asyncio.Event()
+        self.asked: list[int] = []
+
+    async def take(self, most: int) -> list[Job]:
+        self.asked.append(most)
+        jobs = [await self.jobs.get()]
+        while len(jobs) < most and not self.jobs.empty():
+            jobs.append(self.jobs.get_nowait())
+        return jobs
+
+    async def post_result(self, job: Job, result: dict[str, Any]) -> None:
+        await self.takes_results.wait()
+        await super().post_result(job, result)
+
+
+async def test_result_on_its_way_leaves_its_slot_to_the_next_job_but_results_do_not_pile_up() -> None:
+    platform = SlowPlatform()
+    loop = started(platform, echo)
+    for number in range(20):
+        platform.jobs.put_nowait({"id": f"job {number}", "input": number})
+    await asyncio.sleep(0.1)
+    assert loop.in_flight == 10
+    platform.takes_results.set()
+    while loop.in_flight or not platform.jobs.empty():
+        await asyncio.sleep(0.01)
+    assert len(platform.results) == 20
+    await loop.stop(timeout_seconds=0)
+
+
+async def test_slots_that_become_free_together_are_filled_by_one_poll() -> None:
+    platform, go_on = SlowPlatform(), asyncio.Event()
+    platform.takes_results.set()
+
+    async def wait(job: Job) -> AsyncGenerator[Any, None]:
+        await go_on.wait()
+        await asyncio.sleep(0.0004 * job["input"])
+        yield job["input"]
+
+    for number in range(10):
+        platform.jobs.put_nowait({"id": f"job {number}", "input": number})
+    loop = started(platform, wait)
+    await asyncio.sleep(0.01)
+    assert (platform.asked, loop.in_flight) == ([5], 5)
+    go_on.set()
+    await asyncio.sleep(0.1)
+    assert platform.asked[:2] == [5, 5]
+    await loop.stop(timeout_seconds=0)
