@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import statistics
 import sys
 import time
@@ -27,7 +28,7 @@ from tests.worker.harness import clean_environment, free_port
 
 REPOSITORY = Path(__file__).parents[1]
 INTERVAL_SECONDS = 0.01
-START_SECONDS = 180.0
+START_SECONDS, STOP_SECONDS = 180.0, 5.0
 PACED, TINY = "paced", "tiny"
 """The engines: one that costs next to nothing, and SGLang on the CPU with the tiny GLM."""
 
@@ -115,6 +116,7 @@ async def running_worker(
         env=variables | (environment or {}),
         stdout=log,
         stderr=log,
+        start_new_session=True,
     )
     engine_url = f"http://127.0.0.1:{port}"
     try:
@@ -131,11 +133,20 @@ async def running_worker(
             ready_to_take_seconds=max(0.0, (platform.first_take_at or 0) - warm_at),
         )
     finally:
-        with suppress(ProcessLookupError):
-            process.terminate()
-        await process.wait()
+        await end(process)
         platform.stop()
         log.close()
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """End a worker and what it has started. The SDK's loop would first wait for its last poll, up to 90 s."""
+    with suppress(ProcessLookupError):
+        process.terminate()
+    with suppress(TimeoutError):
+        await asyncio.wait_for(process.wait(), STOP_SECONDS)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    await process.wait()
 
 
 async def until_warm(engine_url: str) -> tuple[float, float]:

@@ -81,8 +81,10 @@ def plot(table: Table, path: Path) -> None:
         streams = [result.streams for result in results]
         rate.plot(streams, [result.events_a_second for result in results], marker="o", markersize=4, label=name)
         first.plot(streams, [result.first_p95 * 1000 for result in results], marker="o", markersize=4)
-    for axes, label in ((rate, "events/s"), (first, "first event, p95 (ms)")):
-        axes.set(xscale="log", yscale="log", xlabel="streams at once", ylabel=label)
+    rate.set(xscale="log", ylabel="events/s")
+    first.set(xscale="log", yscale="log", ylabel="first event, p95 (ms)")
+    for axes in (rate, first):
+        axes.set(xlabel="streams at once")
         axes.set_xticks(streams, labels=[str(count) for count in streams])
         axes.minorticks_off()
         axes.grid(alpha=0.3)

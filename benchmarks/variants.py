@@ -51,10 +51,14 @@ def with_transport(create: Callable[[], httpx.AsyncBaseTransport]) -> None:
     handler.main()
 
 
-def no_ceiling() -> None:
-    """No ceiling on outputs a second."""
-    os.environ["STREAM_FLUSH_MS"] = "0"
-    handler.main()
+def ceiling(milliseconds: int) -> Callable[[], None]:
+    """Another ceiling on outputs a second; 0: none."""
+
+    def run() -> None:
+        os.environ["STREAM_FLUSH_MS"] = str(milliseconds)
+        handler.main()
+
+    return run
 
 
 def one_event_an_output() -> None:
@@ -76,8 +80,9 @@ def asyncio_loop() -> None:
 
 
 def collector_as_it_is() -> None:
-    """Without `gc.freeze()`."""
+    """Python's own settings of the garbage collector."""
     gc.freeze = lambda: None
+    gc.set_threshold = lambda *_: None
     handler.main()
 
 
@@ -116,10 +121,12 @@ VARIANTS: dict[str, Callable[[], None]] = {
     "this worker": as_it_is,
     "httpx-aiohttp's transport": aiohttp_transport,
     "httpx's transport": httpx_transport,
-    "no ceiling": no_ceiling,
+    "STREAM_FLUSH_MS=200": ceiling(200),
+    "STREAM_FLUSH_MS=50": ceiling(50),
+    "no ceiling": ceiling(0),
     "no batches": one_event_an_output,
     "asyncio's loop": asyncio_loop,
-    "no gc.freeze": collector_as_it_is,
+    "gc as it is": collector_as_it_is,
     "json for orjson": plain_json,
     "the SDK's loop": sdk_loop,
 }

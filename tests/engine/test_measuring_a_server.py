@@ -1,0 +1,41 @@
+"""`scripts/bench --url` against API mode with the real SGLang."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.engine.conftest import Api
+from tests.worker.harness import REPOSITORY
+
+pytestmark = pytest.mark.anyio
+
+
+async def bench(*arguments: str) -> tuple[int | None, str, str]:
+    process = await asyncio.create_subprocess_exec(
+        *(str(REPOSITORY / "scripts" / "bench"), *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await asyncio.wait_for(process.communicate(), 120)
+    return process.returncode, output.decode(), errors.decode()
+
+
+@pytest.mark.parametrize("path", ["/openai/v1", "/v2/local"])
+async def test_table_of_two_loads(api: Api, path: str) -> None:
+    code, output, errors = await bench("--url", api.url + path, "--streams", "1,3", "--tokens", "24")
+    assert (code, errors) == (0, "")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in output.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["1", "3"]
+    for _, first, p95, rate, in_all, accepted in rows:
+        assert 0 < int(first.removesuffix(" ms")) <= int(p95.removesuffix(" ms"))
+        assert int(rate) > 0
+        assert int(in_all) > 0
+        assert accepted == ""  # no EAGLE on a CPU
+
+
+async def test_server_that_is_none_is_named_in_one_line(api: Api) -> None:
+    code, output, errors = await bench("--url", f"{api.url}/nowhere")
+    assert (code, output) == (1, "")
+    assert errors == f"{api.url}/nowhere: it lists no models (status 404); name one with --model\n"
