@@ -10,13 +10,13 @@ import argparse
 import os
 import statistics
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, ParamSpec
 
 import uvloop
 
 from benchmarks import report
-from benchmarks.measure import PACED, TINY, Result, directly, load, running_worker, short_jobs
+from benchmarks.measure import PACED, TINY, MeasurementError, Result, Worker, directly, load, running_worker, short_jobs
 from benchmarks.profile import budget
 from benchmarks.report import FIGURES, Table, figures
 from benchmarks.tables import milliseconds
@@ -31,7 +31,7 @@ EVENTS = 128
 REPEATS = 3  # of what is compared; the median by events a second counts
 SLOW_SECONDS = 3.0  # what takes so long is not repeated: its noise is small beside its distance
 
-THIS_WORKER = ("benchmarks.variants", "this worker")
+THIS_WORKER = ("handler",)
 DIRECT = "a client straight to the engine"
 OURS = "this worker"
 
@@ -61,7 +61,11 @@ def main() -> int:
     tables: dict[str, Table] = {}
     for name, part in parts.items():
         print(f"\n{name}: {part.__doc__}\n", flush=True)
-        tables[name] = uvloop.run(part())
+        try:
+            tables[name] = uvloop.run(part())
+        except MeasurementError as error:
+            print(error, file=sys.stderr)
+            return 1
         print(tables[name], flush=True)
     if arguments.write:
         report.write(tables)
@@ -70,11 +74,8 @@ def main() -> int:
 
 async def streams() -> Table:
     """1 to 300 streams, round trip 30 ms: this worker, a client straight to the engine, workers as usually written."""
-    results: list[tuple[str, Result]] = []
     async with running_worker(THIS_WORKER, ROUND_TRIP) as worker:
-        for count in STREAMS:
-            results.append((DIRECT, await repeated(directly, worker.engine_url, count, EVENTS)))
-            results.append((OURS, await repeated(load, worker, count, EVENTS)))
+        results = await beside_direct(worker, STREAMS)
     for name in WAYS:
         async with running_worker(("benchmarks.usual_ways", name), ROUND_TRIP) as worker:
             for count in STREAMS:
@@ -156,11 +157,8 @@ async def event() -> Table:
 
 async def tiny() -> Table:
     """The real SGLang with the tiny GLM on the CPU, round trip 30 ms: a client straight to it, and this worker."""
-    results: list[tuple[str, Result]] = []
-    async with running_worker(("handler",), ROUND_TRIP, engine=TINY) as worker:
-        for count in TINY_STREAMS:
-            results.append((DIRECT, await repeated(directly, worker.engine_url, count, EVENTS)))
-            results.append((OURS, await repeated(load, worker, count, EVENTS)))
+    async with running_worker(THIS_WORKER, ROUND_TRIP, engine=TINY) as worker:
+        results = await beside_direct(worker, TINY_STREAMS)
     rows = [(str(result.streams), name, *figures(result)) for name, result in results]
     return Table(("streams", "", *FIGURES), rows, results)
 
@@ -173,6 +171,15 @@ PARTS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "rest": rest,
     "event": event,
 }
+
+
+async def beside_direct(worker: Worker, counts: Iterable[int]) -> list[tuple[str, Result]]:
+    """The worker, and a client straight to its engine, in turn."""
+    results = []
+    for count in counts:
+        results.append((DIRECT, await repeated(directly, worker.engine_url, count, EVENTS)))
+        results.append((OURS, await repeated(load, worker, count, EVENTS)))
+    return results
 
 
 async def repeated(

@@ -24,6 +24,7 @@ from benchmarks.emulated_platform import EmulatedPlatform, Job
 from benchmarks.tables import percentile_95
 from embedded.environment import engine_environment
 from local_runpod import worker_environment
+from tasks import cancel
 from tests.worker.harness import clean_environment, free_port
 
 REPOSITORY = Path(__file__).parents[1]
@@ -31,6 +32,10 @@ INTERVAL_SECONDS = 0.01
 START_SECONDS, STOP_SECONDS = 180.0, 5.0
 PACED, TINY = "paced", "tiny"
 """The engines: one that costs next to nothing, and SGLang on the CPU with the tiny GLM."""
+
+
+class MeasurementError(Exception):
+    """A measurement that is none: a worker that does not work, or answers that are wrong."""
 
 
 @dataclass(frozen=True)
@@ -119,10 +124,13 @@ async def running_worker(
         start_new_session=True,
     )
     engine_url = f"http://127.0.0.1:{port}"
+    first = platform.submit(chat(5))
+    warm = asyncio.create_task(until_warm(engine_url))
+    over, ended = asyncio.create_task(first.over.wait()), asyncio.create_task(process.wait())
     try:
-        warm = asyncio.create_task(until_warm(engine_url))
-        first = platform.submit(chat(5))
-        await asyncio.wait_for(first.over.wait(), START_SECONDS)
+        await asyncio.wait({over, ended}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        if not over.done() or first.error:
+            raise MeasurementError(f"{' '.join(program)} answers no job; BENCH_LOG=FILE keeps what it says")
         warm_at, started_at = await warm
         yield Worker(
             platform=platform,
@@ -133,6 +141,7 @@ async def running_worker(
             ready_to_take_seconds=max(0.0, (platform.first_take_at or 0) - warm_at),
         )
     finally:
+        await cancel(warm, over, ended)
         await end(process)
         platform.stop()
         log.close()
@@ -193,7 +202,7 @@ def complain(jobs: list[Job], events: int, engine: str) -> None:
         expected = range(2, events + 4)
     wrong = [job for job in jobs if job.error or job.events not in expected]
     if wrong:
-        raise RuntimeError(f"{len(wrong)} jobs went wrong, such as {wrong[0]}")
+        raise MeasurementError(f"{len(wrong)} jobs went wrong, such as {wrong[0]}")
 
 
 async def directly(engine_url: str, streams: int, events: int) -> Result:

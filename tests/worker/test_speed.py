@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.measure import directly, load, running_worker
+from benchmarks.measure import MeasurementError, directly, load, running_worker
 
 pytestmark = pytest.mark.anyio
 
@@ -32,3 +32,9 @@ async def test_lone_stream_waits_for_the_network_alone() -> None:
         assert result.first_median < 10 * ROUND_TRIP_SECONDS
         assert result.job_median < 10 * EVENTS * 0.01
         assert worker.ready_to_take_seconds < 1.0
+
+
+async def test_worker_that_does_not_work_is_no_measurement() -> None:
+    with pytest.raises(MeasurementError, match=r"^json.tool --no-such-flag answers no job"):
+        async with running_worker(("json.tool", "--no-such-flag"), 0.0):
+            pass
