@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from local_runpod import JobState
+from local_runpod.jobs import Job
 from tests.worker.harness import (
     Platform,
     running_worker,
@@ -41,6 +42,21 @@ async def test_heartbeat_runs_while_the_engine_loads(platform: Platform) -> None
                 await asyncio.sleep(0.05)
     finally:
         assert await worker.stop() == 0
+
+
+async def test_heartbeat_tells_of_the_jobs_in_progress(platform: Platform) -> None:
+    async def until_it_tells_of(*jobs: Job) -> None:
+        async with asyncio.timeout(20):
+            while platform.queue.pings["telling"][-1].get("job_id", "") != ",".join(job.id for job in jobs):
+                await asyncio.sleep(0.05)
+
+    async with running_worker(platform, {"RUNPOD_POD_ID": "telling", "RUNPOD_PING_INTERVAL": "1000"}):
+        job = platform.queue.submit({"messages": HELLO, "script": {"pause": 4}})
+        await job.taken()
+        await until_it_tells_of(job)
+        assert job.state is JobState.IN_PROGRESS
+        await job.finished(20)
+        await until_it_tells_of()
 
 
 async def test_unfit_machine_ends_the_worker_before_the_engine_starts(platform: Platform) -> None:
