@@ -1,6 +1,6 @@
 """All measurements, as tables. Run by scripts/bench.
 
-Without names of parts: all of them, in about five minutes. `--write` puts the tables into docs/performance.md and draws
+Without names of parts: all of them, in about six minutes. `--write` puts the tables into docs/performance.md and draws
 the plot anew.
 """
 
@@ -52,6 +52,8 @@ def main() -> int:
     )
     parser.add_argument("--write", action="store_true", help="renew docs/performance.md, its data and the plot")
     arguments = parser.parse_args()
+    if arguments.engine == TINY and arguments.parts not in ([], ["streams"]):
+        parser.error(f"--engine {TINY} goes with the part `streams` alone")
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))} (known: {', '.join(PARTS)})")
     parts = {name: PARTS[name] for name in arguments.parts or PARTS}

@@ -25,9 +25,8 @@ from benchmarks.tables import percentile_95
 from embedded.environment import engine_environment
 from local_runpod import worker_environment
 from tasks import cancel
-from tests.worker.harness import clean_environment, free_port
+from tests.worker.harness import REPOSITORY, clean_environment, free_port
 
-REPOSITORY = Path(__file__).parents[1]
 INTERVAL_SECONDS = 0.01
 START_SECONDS, STOP_SECONDS = 180.0, 5.0
 PACED, TINY = "paced", "tiny"

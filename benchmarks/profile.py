@@ -32,7 +32,7 @@ async def budget(worker: Worker, streams: int, events: int, seconds: int = 8) ->
     with tempfile.TemporaryDirectory() as folder:
         samples = Path(folder) / "samples"
         profiler = await asyncio.create_subprocess_exec(
-            *(sys.executable.replace("python", "py-spy"), "record", "--nonblocking", "--format", "raw"),
+            *(str(Path(sys.executable).with_name("py-spy")), "record", "--nonblocking", "--format", "raw"),
             *("--rate", str(SAMPLES_A_SECOND), "--duration", str(seconds), "--output", str(samples)),
             *("--pid", str(worker.process.pid)),
             stdout=asyncio.subprocess.DEVNULL,

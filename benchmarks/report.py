@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import REPOSITORY, Result
+from benchmarks.measure import Result
 from benchmarks.tables import markdown, milliseconds
+from tests.worker.harness import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "performance.md"
 DATA = REPOSITORY / "docs" / "performance.json"
@@ -78,14 +79,15 @@ def plot(table: Table, path: Path) -> None:
     figure, (rate, first) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for name in dict.fromkeys(what for what, _ in table.results):
         results = [result for what, result in table.results if what == name]
-        streams = [result.streams for result in results]
-        rate.plot(streams, [result.events_a_second for result in results], marker="o", markersize=4, label=name)
-        first.plot(streams, [result.first_p95 * 1000 for result in results], marker="o", markersize=4)
+        counts = [result.streams for result in results]
+        rate.plot(counts, [result.events_a_second for result in results], marker="o", markersize=4, label=name)
+        first.plot(counts, [result.first_p95 * 1000 for result in results], marker="o", markersize=4)
     rate.set(xscale="log", ylabel="events/s")
     first.set(xscale="log", yscale="log", ylabel="first event, p95 (ms)")
+    ticks = sorted({result.streams for _, result in table.results})
     for axes in (rate, first):
         axes.set(xlabel="streams at once")
-        axes.set_xticks(streams, labels=[str(count) for count in streams])
+        axes.set_xticks(ticks, labels=[str(count) for count in ticks])
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     rate.legend(fontsize="small")
