@@ -41,9 +41,7 @@ class EngineTransport(httpx.AsyncBaseTransport):
         except BaseException:
             connection.abort()
             raise
-        return httpx.Response(
-            connection.status, headers=connection.headers, stream=_Body(connection, self._release), request=request
-        )
+        return httpx.Response(connection.status, headers=connection.headers, stream=_Body(connection, self._release))
 
     async def aclose(self) -> None:
         """Close the idle connections; the others are closed with their responses."""

@@ -188,8 +188,7 @@ class _EventQueue:
     async def hold_is_over(self) -> None:
         """Return once reading is not held any more.
 
-        While nobody reads, what comes gathers in the client's buffer, and is then read in one go: cheaper than event by
-        event.
+        While nobody reads, what comes gathers in the socket, and is then read in one go: cheaper than event by event.
         """
         if (seconds := self._held_until - self._time()) > 0:
             await asyncio.sleep(seconds)
