@@ -64,8 +64,12 @@ ENV HF_HOME=/runpod-volume/huggingface-cache \
     HOST=127.0.0.1 \
     PORT=30000
 
-COPY *.py sglang_options.json ./
+COPY handler.py engine.py ./
+COPY common ./common
+COPY gateway ./gateway
 COPY local_runpod ./local_runpod
+COPY serverless ./serverless
+COPY sglang_engine ./sglang_engine
 
 # What the image sets, so that the worker can tell it from what a user sets: a preset may replace it.
 RUN printenv >image.env

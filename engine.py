@@ -1,26 +1,29 @@
-"""The engine room's plan: SGLang's command line from the environment. `python engine.py` runs it without any jobs.
+"""The engine's plan: SGLang's command line from the environment. `python engine.py` serves SGLang by it, without jobs.
 
-Planning is pure: a mapping of variables in, a command line out, every problem reported at once. The process that the
-worker runs it in is in engine_process.py, its restarts in supervisor.py; `python engine.py` itself in engine_alone.py.
+Planning is pure: a mapping of variables in, a `Launch` out, every problem reported at once. What runs it is in
+sglang_engine: `process` and `supervisor` under a worker, `foreground` for `python engine.py`.
 """
 
 from __future__ import annotations
 
+import argparse
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import model_cache
-import options
-from addresses import url_of
-from misspelt import nearest_names
-from model_cache import DownloadWatch
-from options import Option
-from platforms import WAVERLESS_VARIABLES
-from presets import PRESETS, Preset
-from settings import VARIABLES, ConfigurationError, Settings
+from dotenv import load_dotenv
+
+from common.masking import Mask
+from common.settings import ConfigurationError
+from common.variables import VARIABLES, WAVERLESS_VARIABLES, read_variables
+from sglang_engine import foreground, hub, options
+from sglang_engine.hub import HubModel
+from sglang_engine.launch import Launch, Setting
+from sglang_engine.options import Option, masked, option_of, values_of
+from sglang_engine.presets import PRESETS, Preset
+from sglang_engine.spelling import nearest_names
 
 # Names that users of RunPod's official SGLang and vLLM workers know, where they mean the same as an option of SGLang.
 RUNPOD_NAMES: dict[str, str] = {
@@ -38,7 +41,7 @@ _NO_GRPC = "the worker talks HTTP to its engine"
 _PLAIN_HTTP = "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform"
 _ONE_MACHINE = "one worker is one machine; scale out with more workers"
 
-# Options that are no business of a user's: the worker depends on them, or they make no sense in it.
+# Options that a user cannot set: the worker depends on them, or they make no sense in it.
 RESERVED: dict[str, str] = {
     "CONFIG": "a file could set what this worker then does not know; set the variables of the options instead",
     "GRPC_MODE": _NO_GRPC,
@@ -56,7 +59,7 @@ RESERVED: dict[str, str] = {
     "ENCODER_ONLY": "such an engine answers no requests",
 }
 
-# Variables of other versions and of other workers that are no option of this SGLang, and what to set instead.
+# Variables of other versions and other workers that are not options of this SGLang, and what to set instead.
 RENAMED: dict[str, str] = {
     "ENABLE_FLASHINFER_MLA": "use ATTENTION_BACKEND=flashinfer",
     "ENABLE_DEEPEP_MOE": "use MOE_A2A_BACKEND=deepep",
@@ -108,123 +111,61 @@ def _options() -> dict[str, Option]:
 # Environment variable -> launch option, for every spelling of every option's flag and the names above.
 OPTIONS: dict[str, Option] = _options()
 
-_FLAGS = {options.flag_of(name): option for name, option in OPTIONS.items() if name not in RUNPOD_NAMES}
+
+def configure(environ: Mapping[str, str], image: Mapping[str, str]) -> Launch:
+    """The engine's configuration. Checks the worker's own variables with it.
+
+    Raises ConfigurationError with the problems of both.
+    """
+    problems: list[str] = []
+    launch: Launch | None = None
+    try:
+        launch = plan(environ, image)
+    except ConfigurationError as error:
+        problems += error.problems
+    try:
+        read_variables(environ)
+    except ConfigurationError as error:
+        problems += error.problems
+    if launch is None or problems:
+        raise ConfigurationError(problems)
+    return launch
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A variable that counts, its value, and where it came from: `default`, `image`, `preset …` or `environment`."""
+def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None) -> Launch:
+    """What to launch by the environment's variables over a preset, the image's variables and the defaults.
 
-    name: str
-    value: str
-    source: str
-
-
-@dataclass(frozen=True)
-class HubModel:
-    """A model on the hub, and the flag that names it; without a flag, one that only SGLang can find (an adapter)."""
-
-    flag: str
-    repository: str
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """A checked configuration of the engine: what to run, and how to reach it."""
-
-    arguments: tuple[str, ...]
-    """SGLang's launch arguments, after `python -m sglang.launch_server`."""
-
-    settings: tuple[Setting, ...]
-    """The variables that they come from."""
-
-    host: str
-    port: int
-    served_model_name: str
-    api_key: str | None = None
-
-    models: tuple[HubModel, ...] = ()
-    """What it needs of the hub."""
-
-    download_folder: str | None = None
-    """SGLang's --download-dir."""
-
-    @classmethod
-    def from_environ(cls, environ: Mapping[str, str], image: Mapping[str, str] | None = None) -> EngineConfig:
-        """Build the configuration from environment variables over a preset, the image's variables and the defaults.
-
-        Raises ConfigurationError with every problem at once: a value that is not accepted, two names of one option with
-        different values, a reserved option.
-        """
-        problems: list[str] = []
-        chosen = _choose(environ, image or {}, problems)
-        arguments: list[str] = []
-        for setting in chosen.values():
-            option = OPTIONS[setting.name]
-            try:
-                arguments += option.arguments(setting.value, setting.name) if setting.value else []
-            except ValueError as error:
-                problems.append(f"{setting.name}={_shown(option, setting.value)}: expected {error}")
-        extra = _extra_arguments(environ, problems)
-        given = {flag: setting.value for flag, setting in chosen.items()} | dict(_values(extra))
-        for flag, name in (("--model-path", "MODEL_NAME"), ("--host", "HOST"), ("--port", "PORT")):
-            if not given.get(flag):
-                problems.append(f"{name} is empty: {_MUST_BE_KNOWN[flag]}")
-        if not problems and not _is_port(given["--port"]):
-            problems.append(f"PORT={given['--port']!r}: expected a port, from 1 to 65535")
-        if problems:
-            raise ConfigurationError(problems)
-        return cls(
-            arguments=(*arguments, *extra),
-            settings=tuple(chosen.values()),
-            host=given["--host"],
-            port=int(given["--port"]),
-            served_model_name=given.get("--served-model-name") or given["--model-path"],
-            api_key=given.get("--api-key"),
-            models=_hub_models(given),
-            download_folder=given.get("--download-dir") or None,
-        )
-
-    def with_models_on_disk(self, environ: Mapping[str, str]) -> EngineConfig:
-        """The same with a folder in place of each model that is on disk as a whole; the others stay in `models`."""
-        where = model_cache.caches(environ, self.download_folder)
-        arguments, missing = list(self.arguments), []
-        for model in self.models:
-            folder = model.flag and model_cache.find_model(model.repository, model.revision, where)
-            if folder:
-                arguments = _with_value(arguments, model.flag, str(folder))
-            else:
-                missing.append(model)
-        if len(missing) < len(self.models) and "--served-model-name" not in dict(_values(arguments)):
-            arguments += ["--served-model-name", self.served_model_name]  # else SGLang would take the folder's
-        return replace(self, arguments=tuple(arguments), models=tuple(missing))
-
-    @property
-    def is_offline(self) -> bool:
-        """Whether the engine needs nothing from the hub: then no start asks it for anything."""
-        return not self.models
-
-    @property
-    def base_url(self) -> str:
-        """Where this machine reaches the engine."""
-        return url_of(self.host, self.port)
-
-    def download_watch(self, environ: Mapping[str, str]) -> DownloadWatch | None:
-        """A watch on the download of the model, None where it needs none."""
-        model = next((model for model in self.models if model.flag == "--model-path"), None)
-        if model is None:
-            return None
-        where = model_cache.caches(environ, self.download_folder)[-1]
-        return DownloadWatch(model.repository, model.revision, where, environ)
-
-    def command(self) -> list[str]:
-        """The engine's command line, for this Python."""
-        return [sys.executable, "-m", "sglang.launch_server", *self.arguments]
-
-    def shown_command(self) -> str:
-        """The command line as a log may show it, secrets masked."""
-        return shlex.join(masked(self.command()))
+    Raises ConfigurationError with every problem at once: a value that is not accepted, two names of one option with
+    different values, a reserved option.
+    """
+    problems: list[str] = []
+    chosen = _choose(environ, image or {}, problems)
+    arguments: list[str] = []
+    for setting in chosen.values():
+        option = OPTIONS[setting.name]
+        try:
+            arguments += option.arguments(setting.value, setting.name) if setting.value else []
+        except ValueError as error:
+            problems.append(f"{setting.name}={_shown(option, setting.value)}: expected {error}")
+    extra = _extra_arguments(environ, problems)
+    given = {flag: setting.value for flag, setting in chosen.items()} | dict(values_of(extra))
+    for flag, name in (("--model-path", "MODEL_NAME"), ("--host", "HOST"), ("--port", "PORT")):
+        if not given.get(flag):
+            problems.append(f"{name} is empty: {_MUST_BE_KNOWN[flag]}")
+    if not problems and not _is_port(given["--port"]):
+        problems.append(f"PORT={given['--port']!r}: expected a port, from 1 to 65535")
+    if problems:
+        raise ConfigurationError(problems)
+    return Launch(
+        arguments=(*arguments, *extra),
+        settings=tuple(chosen.values()),
+        host=given["--host"],
+        port=int(given["--port"]),
+        served_model_name=given.get("--served-model-name") or given["--model-path"],
+        api_key=given.get("--api-key"),
+        models=_hub_models(given),
+        download_folder=given.get("--download-dir") or None,
+    )
 
 
 _MUST_BE_KNOWN = {
@@ -308,29 +249,13 @@ def _extra_arguments(environ: Mapping[str, str], problems: list[str]) -> list[st
     try:
         words = shlex.split(environ.get(EXTRA_ARGS, ""))
     except ValueError as error:
-        problems.append(f"{EXTRA_ARGS} cannot be split like a shell does: {str(error).lower()}")
+        problems.append(f"{EXTRA_ARGS} cannot be split as a shell does: {str(error).lower()}")
         return []
     for word in words:
-        option = _option_of(word.partition("=")[0])
+        option = option_of(word.partition("=")[0])
         if option is not None and option.name in RESERVED:
             problems.append(f"{EXTRA_ARGS}: {option.flag} is reserved: {RESERVED[option.name]}")
     return words
-
-
-def _values(words: list[str]) -> Iterator[tuple[str, str]]:
-    """The flags among the words that take one value, by their option's first spelling, and that value."""
-    for position, word in enumerate(words):
-        flag, equals, value = word.partition("=")
-        if (option := _option_of(flag)) is not None:
-            yield option.flag, value if equals else " ".join(words[position + 1 : position + 2])
-
-
-def _option_of(flag: str) -> Option | None:
-    """The option of a flag as argparse reads it: any spelling, or the beginning of just one."""
-    if flag in _FLAGS or not flag.startswith("--"):
-        return _FLAGS.get(flag)
-    begun = {option.flag: option for full, option in _FLAGS.items() if full.startswith(flag)}
-    return next(iter(begun.values())) if len(begun) == 1 else None
 
 
 def _hub_models(given: Mapping[str, str]) -> tuple[HubModel, ...]:
@@ -341,25 +266,13 @@ def _hub_models(given: Mapping[str, str]) -> tuple[HubModel, ...]:
         HubModel("--tokenizer-path", given.get("--tokenizer-path", ""), revision),
         HubModel("--speculative-draft-model-path", given.get("--speculative-draft-model-path", ""), draft_revision),
     ]
-    # `[name=]path …`, or a JSON array; what is no path on this disk is taken for one on the hub.
+    # `[name=]path …`, or a JSON array; what is not a path on this disk is taken for a repository on the hub.
     others = [word.rpartition("=")[2] for word in given.get("--lora-paths", "").split()]
     others.append(given.get("--speculative-token-map", ""))
     return (
-        *(model for model in named if model_cache.is_repository(model.repository)),
+        *(model for model in named if hub.is_repository(model.repository)),
         *(HubModel("", other) for other in others if other and not Path(other).exists()),
     )
-
-
-def _with_value(words: list[str], flag: str, value: str) -> list[str]:
-    """The words with another value for a flag, however it is spelled there."""
-    changed: list[str] = []
-    is_value = False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        is_flag = (option := _option_of(name)) is not None and option.flag == flag
-        changed.append(value if is_value else f"{name}={value}" if is_flag and equals else word)
-        is_value = is_flag and not equals
-    return changed
 
 
 def warnings_for(environ: Mapping[str, str]) -> Iterator[str]:
@@ -370,54 +283,74 @@ def warnings_for(environ: Mapping[str, str]) -> Iterator[str]:
         if name in known or not environ[name].strip():
             continue
         if name in RENAMED:
-            yield f"{name} is ignored: it is no option of SGLang {version}; {RENAMED[name]}"
+            yield f"{name} is ignored: it is not an option of SGLang {version}; {RENAMED[name]}"
         elif near := nearest_names(name, known):
-            yield f"{name} is ignored: it is no option of SGLang {version}; did you mean {' or '.join(near)}?"
-
-
-def masked(words: list[str]) -> list[str]:
-    """Words of a command line with the values of secret options replaced."""
-    shown, hide = [], False
-    for word in words:
-        flag, equals, _ = word.partition("=")
-        is_secret = (option := _option_of(flag)) is not None and option.is_secret
-        shown.append("***" if hide else f"{flag}=***" if is_secret and equals else word)
-        hide = is_secret and not equals
-    return shown
+            yield f"{name} is ignored: it is not an option of SGLang {version}; did you mean {' or '.join(near)}?"
 
 
 def _shown(option: Option, value: str) -> str:
     return "***" if option.is_secret else repr(value)
 
 
-def configure(environ: Mapping[str, str], image: Mapping[str, str]) -> tuple[EngineConfig, Settings]:
-    """The engine's configuration and the worker's settings. Raises ConfigurationError with the problems of both."""
-    problems: list[str] = []
-    config: EngineConfig | None = None
-    settings: Settings | None = None
+def main() -> int:
+    """Serve SGLang alone, in this process's place; or with `--print`, show what would be run."""
+    parser = argparse.ArgumentParser(
+        prog="python engine.py",
+        description="Serve SGLang alone, in the foreground, as the environment configures it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--print", action="store_true", help="show the command line and every setting; start nothing")
+    parser.add_argument(
+        "--health", action="store_true", help="exit with 0 if the engine on this machine is ready, else 1"
+    )
+    arguments = parser.parse_args()
+    load_dotenv(Path.cwd() / ".env")  # what the environment has already wins
+    mask, image = Mask.from_environ(os.environ), read_image_file()
+    for warning in warnings_for(os.environ) if not arguments.health else ():
+        print(mask(f"warning: {warning}"), file=sys.stderr)
     try:
-        config = EngineConfig.from_environ(environ, image)
+        launch = configure(os.environ, image)
     except ConfigurationError as error:
-        problems += error.problems
-    try:
-        settings = Settings.from_environ(environ)
-    except ConfigurationError as error:
-        problems += error.problems
-    if config is None or settings is None:
-        raise ConfigurationError(problems)
-    return config, settings
+        for problem in error.problems:
+            print(mask(problem), file=sys.stderr)
+        return 2
+    if arguments.health:
+        return 0 if foreground.is_healthy(launch) else 1
+    if arguments.print:
+        print(mask(_overview(launch, os.environ, image)))
+        return 0
+    foreground.serve(launch, mask)
 
 
-def child_environ(environ: Mapping[str, str], *, is_offline: bool = False) -> dict[str, str]:
-    """The engine's environment: ours, with a `/health` that does not generate tokens but still means warm.
+def _overview(launch: Launch, environ: Mapping[str, str], image: Mapping[str, str]) -> str:
+    """The command line, and every setting with where it came from."""
+    rows = [
+        (setting.name, _shown_setting(setting), setting.source)
+        for setting in (*launch.settings, *_other_settings(environ, image))
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    lines = [launch.shown_command(), ""]
+    lines += [f"{name:<{widths[0]}}  {value:<{min(widths[1], 60)}}  {source}" for name, value, source in rows]
+    return "\n".join(lines)
 
-    is_offline: whether it must not call the hub.
-    """
-    offline = {"HF_HUB_OFFLINE": "1"} if is_offline else {}
-    return {**environ, **offline, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+
+def _shown_setting(setting: Setting) -> str:
+    if setting.name == EXTRA_ARGS:
+        return shlex.join(masked(shlex.split(setting.value)))
+    option = OPTIONS.get(setting.name)
+    return "***" if option is not None and option.is_secret else setting.value or "(off)"
+
+
+def _other_settings(environ: Mapping[str, str], image: Mapping[str, str]) -> Iterator[Setting]:
+    """What is not an option of SGLang: the preset, the extra arguments, the worker's own variables."""
+    defaults = {"PRESET": "", EXTRA_ARGS: ""} | {variable.name: variable.default for variable in VARIABLES}
+    for name, default in defaults.items():
+        value = environ.get(name, "").strip()
+        if not value and not default:
+            continue
+        source = "default" if not value else "image" if image.get(name) == environ[name] else "environment"
+        yield Setting(name, value or default, source)
 
 
 if __name__ == "__main__":
-    from engine_alone import main
-
     sys.exit(main())

@@ -22,10 +22,10 @@ import aiohttp
 
 from benchmarks.emulated_platform import EmulatedPlatform, Job
 from benchmarks.tables import percentile_95
+from common.tasks import cancel
 from embedded.environment import engine_environment
 from local_runpod import worker_environment
-from tasks import cancel
-from tests.worker.harness import REPOSITORY, clean_environment, free_port
+from scripts.worker_process import REPOSITORY, clean_environment, free_port
 
 INTERVAL_SECONDS = 0.01
 START_SECONDS, STOP_SECONDS = 180.0, 5.0

@@ -13,11 +13,22 @@ from benchmarks.measure import Result, Worker, load
 
 # The first of these that a sample's stack has, from the innermost frame outwards, owns the sample.
 OWNERS = {
-    "posts to the platform (the SDK's session, aiohttp)": ("runpod_sdk.py", "aiohttp/"),
-    "reading and framing the engine's events": ("engine_transport.py", "streaming.py", "answers.py"),
+    "posts to the platform (the SDK's session, aiohttp)": ("serverless/runpod.py", "aiohttp/"),
+    "reading and framing the engine's events": ("sglang_engine/transport.py", "gateway/sse.py", "gateway/response.py"),
     "starting the request (httpx)": ("httpx/",),
-    "the job's input, checked and rewritten": ("job_input.py", "wire_json.py", "routes.py"),
-    "the rest of the handler and the job loop": ("handler.py", "job_loop.py", "supervisor.py", "runpod/", "logging/"),
+    "the job's input, checked and rewritten": (
+        "gateway/request.py",
+        "serverless/tolerant_json.py",
+        "gateway/routes.py",
+    ),
+    "the rest of the handler and the job loop": (
+        "handler.py",
+        "gateway/deliver.py",
+        "serverless/",
+        "sglang_engine/",
+        "runpod/",
+        "logging/",
+    ),
 }
 THE_LOOP = "the event loop itself, and the system calls under it"
 SAMPLES_A_SECOND = 250
@@ -62,7 +73,7 @@ def owner(frames: list[str]) -> str:
     """Whose code the innermost frame is that anybody owns."""
     for frame in reversed(frames):
         place = frame.rpartition("(")[2]
-        if place.startswith("serverless.py"):
+        if place.startswith("serverless/modes.py"):
             break
         for name, files in OWNERS.items():
             if place.startswith(files):

@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.measure import Result
 from benchmarks.tables import markdown, milliseconds
-from tests.worker.harness import REPOSITORY
+from scripts.worker_process import REPOSITORY
 
 DOCUMENT = REPOSITORY / "docs" / "performance.md"
 DATA = REPOSITORY / "docs" / "performance.json"

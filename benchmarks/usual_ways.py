@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import requests
 
-from addresses import url_of
+from common.addresses import url_of
 
 Job = dict[str, Any]
 

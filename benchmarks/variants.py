@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx
 import orjson
@@ -17,8 +17,8 @@ import uvloop
 from httpx_aiohttp import AiohttpTransport
 
 import handler
-import streaming
-from masking import Mask
+import serverless
+from gateway import deliver, sse
 
 
 def as_it_is() -> None:
@@ -28,26 +28,26 @@ def as_it_is() -> None:
 
 def httpx_transport() -> None:
     """httpx's own transport in place of the worker's."""
-    limits = httpx.Limits(max_connections=None, keepalive_expiry=handler.KEEPALIVE_SECONDS)
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=deliver.KEEPALIVE_SECONDS)
     with_transport(lambda: httpx.AsyncHTTPTransport(limits=limits, trust_env=False))
 
 
 def aiohttp_transport() -> None:
     """httpx-aiohttp's transport in place of the worker's."""
-    limits = httpx.Limits(max_connections=0, keepalive_expiry=handler.KEEPALIVE_SECONDS)  # 0 is unlimited to aiohttp
+    limits = httpx.Limits(max_connections=0, keepalive_expiry=deliver.KEEPALIVE_SECONDS)  # 0 is unlimited to aiohttp
     with_transport(lambda: AiohttpTransport(limits=limits, verify=False, trust_env=False))
 
 
 def with_transport(create: Callable[[], httpx.AsyncBaseTransport]) -> None:
     """The worker over this transport."""
-    ours = handler.create_client
+    ours = deliver.create_client
 
-    def create_client(*arguments: Any) -> httpx.AsyncClient:
-        client = ours(*arguments)
+    def create_client(*arguments: Any, **more: Any) -> httpx.AsyncClient:
+        client = ours(*arguments, **more)
         client._transport = create()
         return client
 
-    handler.create_client = create_client  # type: ignore[assignment]
+    vars(handler)["create_client"] = create_client
     handler.main()
 
 
@@ -69,7 +69,7 @@ def one_event_an_output() -> None:
             for event in batch.split(b"\n\n")[:-1]:
                 yield event + b"\n\n"
 
-    ours, streaming.batches = streaming.batches, single
+    ours, sse.batches = sse.batches, single
     handler.main()
 
 
@@ -100,21 +100,25 @@ def sdk_loop() -> None:
     """The SDK's own job loop and posts."""
     import runpod
 
-    settings, lifespan = handler.FrontDesk().configure(os.environ, Mask(), can_stream=True)
     stack = AsyncExitStack()
     starting = asyncio.Lock()
     service: list[Any] = []
 
-    async def answer(job: dict[str, Any]) -> AsyncGenerator[Any, None]:
-        async with starting:
-            if not service:
-                service.append(await stack.enter_async_context(lifespan()))
-        async for output in service[0].handler(job):
-            yield output
+    def run(_: Any, lifespan: serverless.Lifespan, settings: serverless.WorkerSettings, **more: Any) -> NoReturn:
+        async def answer(job: dict[str, Any]) -> AsyncGenerator[Any, None]:
+            async with starting:
+                if not service:
+                    service.append(await stack.enter_async_context(lifespan()))
+            async for output in service[0].handler(job):
+                yield output
 
-    most: Callable[[int], int] = lambda _: settings.max_concurrency  # noqa: E731
-    os.environ["RUNPOD_LOG_LEVEL"] = "INFO"
-    runpod.serverless.start({"handler": answer, "return_aggregate_stream": True, "concurrency_modifier": most})
+        most: Callable[[int], int] = lambda _: settings.max_concurrency  # noqa: E731
+        os.environ["RUNPOD_LOG_LEVEL"] = "INFO"
+        runpod.serverless.start({"handler": answer, "return_aggregate_stream": True, "concurrency_modifier": most})
+        sys.exit()
+
+    vars(serverless)["run"] = run
+    handler.main()
 
 
 VARIANTS: dict[str, Callable[[], None]] = {

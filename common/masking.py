@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable, Mapping
 
@@ -12,10 +11,11 @@ MASK = "***"
 # HUGGING_FACE_HUB_TOKEN, AWS_SECRET_ACCESS_KEY, SSL_KEYFILE_PASSWORD, …
 _SECRET_NAME = re.compile(r"(?:API_?KEY|TOKEN|SECRET|SECRET_KEY|ACCESS_KEY|PRIVATE_KEY|PASSWORD|PASSWD|CREDENTIALS)\Z")
 
-# Shorter values stand in too many ordinary words to be looked for in a text.
+# Shorter values are part of too many ordinary words to be looked for in a text.
 MIN_SECRET_CHARACTERS = 4
 
-# SGLang prints all its arguments when it starts, as a Python dict: `'api_key': 'abc'`. The key tells short ones too.
+# SGLang prints all its arguments when it starts, as a Python dict: `'api_key': 'abc'`. So named, even a short key is
+# recognised.
 _NAMED = re.compile(r"""(['"]?\b(?:admin_)?api[_-]key['"]?\s*[=:]\s*)(?:'[^']*'|"[^"]*")""", re.IGNORECASE)
 
 
@@ -38,15 +38,3 @@ class Mask:
         if self._values is not None:
             text = self._values.sub(MASK, text)
         return _NAMED.sub(rf"\1{MASK}", text)
-
-
-class MaskingFormatter(logging.Formatter):
-    """Masks whatever a log record came to, exceptions included."""
-
-    def __init__(self, format_string: str, mask: Mask) -> None:
-        super().__init__(format_string)
-        self._mask = mask
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The masked line."""
-        return self._mask(super().format(record))

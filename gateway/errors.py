@@ -1,66 +1,25 @@
-"""What a failed job says: one error in OpenAI's shape, whatever went wrong.
+"""The gateway's own errors, and what the engine's mean: each becomes one error in OpenAI's shape.
 
-JobError                  an error with a message, a type, a parameter and a status code
-├── InvalidInputError     400: the job's input is not an accepted request
-├── RequestTooLargeError  413: its body exceeds the limit
-├── RouteNotAllowedError  403: the route is not one that clients may use
-├── UpstreamError         the engine answered with an error; its status code and message are kept
-├── EngineUnavailableError 503: the engine could not be reached
-├── AnswerCutOffError     502: the engine stopped in the middle of an answer
-└── EngineTimeoutError    504: the engine was silent for too long
-
-The platform takes an error as a string only; a nested object would reach the client as a Python `repr`. So a failed
-job's error is this object as JSON text.
+JobError                   (common.errors)
+├── InvalidInputError      400: the job's input is not an accepted request
+├── RequestTooLargeError   413: its body exceeds the limit
+├── RouteNotAllowedError   403: the route is not one that clients may use
+├── UpstreamError          the engine answered with an error; its status code and message are kept
+├── UnavailableError       503: the engine could not be reached (common.errors)
+├── AnswerCutOffError      502: the engine stopped in the middle of an answer (common.errors)
+└── EngineTimeoutError     504: the engine was silent for too long
 """
 
 from __future__ import annotations
 
 import json
 import re
-import traceback
 from http import HTTPStatus
 from typing import Any
 
+from common.errors import JobError
+
 MAX_MESSAGE_CHARACTERS = 2000  # validation errors quote the input that they refuse, which may be megabytes
-
-# https://platform.openai.com/docs/guides/error-codes, as the `openai` client's exceptions know them.
-_TYPES: dict[int, str] = {
-    HTTPStatus.UNAUTHORIZED: "authentication_error",
-    HTTPStatus.FORBIDDEN: "permission_error",
-    HTTPStatus.NOT_FOUND: "not_found_error",
-    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
-}
-
-
-class JobError(Exception):
-    """An error as its client will see it; without a message, a failure of the worker itself.
-
-    code: an HTTP status code. kind: OpenAI's name for the kind of error. param: the field at fault, if one is known.
-    """
-
-    code: int = HTTPStatus.INTERNAL_SERVER_ERROR
-
-    def __init__(
-        self,
-        message: str = "the worker failed to handle this job",
-        *,
-        code: int | None = None,
-        kind: str | None = None,
-        param: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.code = int(self.code if code is None else code)
-        self.type = kind or _type_of(self.code)
-        self.param = param
-
-    def payload(self) -> dict[str, Any]:
-        """`{"error": {"message", "type", "param", "code"}}`."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
-
-    def as_json(self) -> str:
-        """The payload as JSON, in ASCII, so that no character of a quoted input can break its way to the client."""
-        return json.dumps(self.payload())
 
 
 class InvalidInputError(JobError):
@@ -83,18 +42,6 @@ class RouteNotAllowedError(JobError):
 
 class UpstreamError(JobError):
     """The engine answered with an error."""
-
-
-class EngineUnavailableError(JobError):
-    """The engine could not be reached, or is down for good."""
-
-    code = HTTPStatus.SERVICE_UNAVAILABLE
-
-
-class AnswerCutOffError(JobError):
-    """The engine stopped in the middle of an answer."""
-
-    code = HTTPStatus.BAD_GATEWAY
 
 
 class EngineTimeoutError(JobError):
@@ -169,11 +116,6 @@ def _error_code(code: Any) -> int:
     return code if isinstance(code, int) and 400 <= code <= 599 else HTTPStatus.INTERNAL_SERVER_ERROR
 
 
-def _type_of(status: int) -> str:
-    fallback = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-    return _TYPES.get(status, fallback)
-
-
 def _message_of(error: Any) -> str:
     if isinstance(error, str):
         return error
@@ -190,8 +132,3 @@ def _validation_message(entry: Any) -> str:
         return str(entry)
     place = ".".join(str(part) for part in entry.get("loc") or ())
     return f"{place}: {entry.get('msg')}" if place else str(entry.get("msg"))
-
-
-def type_and_place(exception: BaseException) -> tuple[str, str]:
-    """What of an unexpected exception may be logged: its own text may quote a job's content."""
-    return type(exception).__name__, "".join(traceback.format_tb(exception.__traceback__))

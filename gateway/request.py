@@ -7,16 +7,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from errors import InvalidInputError, RequestTooLargeError
-from routes import CHAT_PATH, GENERATE_PATH, open_path
-from settings import Limits
+from gateway.errors import InvalidInputError, RequestTooLargeError
+from gateway.routes import CHAT_PATH, GENERATE_PATH, open_path
+from gateway.settings import DEFAULT_LIMITS, Limits
 
 ACCEPTED = (
     'Accepted are {"openai_route": "/v1/…", "openai_input": {…}}, {"messages": [{"role": …, "content": …}], …} and '
     '{"text": "…", "sampling_params": {…}} (or "input_ids" in place of "text")'
 )
-
-DEFAULT_LIMITS = Limits()
 
 # Fields of the other two patterns; beside `openai_route` they would be ignored, which no client can mean.
 _REQUEST_FIELDS = ("messages", "text", "input_ids", "sampling_params", "model", "stream")
@@ -146,9 +144,9 @@ def _encode(body: dict[str, Any], limits: Limits) -> bytes:
     try:
         encoded = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
-        raise InvalidInputError("a string holds half of a surrogate pair, which is no text", param="input") from None
+        raise InvalidInputError("a string holds half of a surrogate pair, which is not text", param="input") from None
     except ValueError:
-        raise InvalidInputError("NaN and Infinity are no valid JSON numbers", param="input") from None
+        raise InvalidInputError("NaN and Infinity are not valid JSON numbers", param="input") from None
     except RecursionError:
         raise too_deep from None
     # Most requests have fewer brackets than levels allowed, and need no closer look.

@@ -8,9 +8,10 @@ from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
 
-import streaming
-from errors import AnswerCutOffError, JobError, from_payload
-from streaming import EVENT_END
+from common.errors import AnswerCutOffError, JobError
+from gateway import sse
+from gateway.errors import from_payload
+from gateway.sse import EVENT_END
 
 Output = str | dict[str, Any] | list[Any]
 """One output of a job: a string of whole SSE events, a parsed JSON answer, or `{"error": "<JSON>"}` as the last."""
@@ -39,12 +40,12 @@ class ErrorEvent(Exception):
         self.fields = fields
 
 
-async def events(chunks: AsyncIterator[bytes], pacer: streaming.Pacer) -> AsyncGenerator[str, None]:
+async def events(chunks: AsyncIterator[bytes], pacer: sse.Pacer) -> AsyncGenerator[str, None]:
     """The stream's events, batched at the pacer's pace.
 
     Raises ErrorEvent for an error among them, AnswerCutOffError for an early end.
     """
-    async with aclosing(streaming.batches(chunks, pacer=pacer)) as batches:
+    async with aclosing(sse.batches(chunks, pacer=pacer)) as batches:
         async for data in batches:
             # JSON escapes quotes inside text, so that these bytes are always a key or a value of the engine's own.
             if b'"error"' in data or b'"abort"' in data:

@@ -6,9 +6,8 @@ host, a query, an escape, a dot segment) is refused by its form, so that what is
 
 from __future__ import annotations
 
-import re
-
-from errors import InvalidInputError, RouteNotAllowedError
+from common.addresses import is_plain_path
+from gateway.errors import InvalidInputError, RouteNotAllowedError
 
 CHAT_PATH = "/v1/chat/completions"
 GENERATE_PATH = "/generate"
@@ -31,13 +30,6 @@ OPEN_ROUTES = frozenset(
         "/ping",
     }
 )
-# A path and nothing else: no host, no query, no escapes, no dot segments, no empty ones.
-_PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
-
-
-def is_plain_path(path: str) -> bool:
-    """Whether the text is an absolute path of plain segments, with nothing in it that a URL would read as more."""
-    return _PLAIN_PATH.fullmatch(path) is not None
 
 
 def open_path(route: object, allowed: frozenset[str] = frozenset()) -> str:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import contextmanager
 
-from tasks import cancel
+from common.tasks import cancel
 
 MAX_BATCH_BYTES = 512 * 1024  # RunPod refuses one streamed output over 1 MB; JSON escapes can nearly double a batch
 MAX_EVENT_BYTES = 64 * 1024 * 1024  # far above any event SGLang sends; a stream without event ends must not eat memory
@@ -179,7 +179,7 @@ class _EventQueue:
     async def has_room(self) -> None:
         """Return once less than one full batch is waiting, and an idle consumer has taken what is there.
 
-        Only when it has is it known for how long to hold.
+        How long to hold is not known until the consumer has taken it.
         """
         while self._bytes >= self._max_batch_bytes or (self._blocks and self._is_awaited):
             self._room.clear()

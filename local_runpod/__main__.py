@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+import httpx
 import uvicorn
 
-from addresses import url_of
 from local_runpod.app import create_app
 from local_runpod.worker_environment import worker_environment
 
@@ -17,7 +17,8 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     arguments = parser.parse_args()
-    base_url = url_of(arguments.host, arguments.port)
+    reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(arguments.host, arguments.host)
+    base_url = str(httpx.URL(scheme="http", host=reachable, port=arguments.port))
     print("# A worker joins with:")
     for name, value in worker_environment(base_url).items():
         print(f"export {name}='{value}'")

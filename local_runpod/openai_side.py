@@ -17,7 +17,6 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 
 from local_runpod import bodies
 from local_runpod.jobs import Job, JobQueue, JobState
-from tasks import cancel
 
 CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody reads the answer
 
@@ -80,7 +79,9 @@ async def _begins_before_caller_leaves(request: Request, job: Job) -> bool:
         await asyncio.wait({begins, leaves}, return_when=asyncio.FIRST_COMPLETED)
         return begins.done()
     finally:
-        await cancel(begins, leaves)
+        begins.cancel()
+        leaves.cancel()
+        await asyncio.gather(begins, leaves, return_exceptions=True)
 
 
 async def _left(request: Request) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import options
+from common.variables import VARIABLES
 from engine import DEFAULTS, EXTRA_ARGS, OPTIONS, RESERVED, RUNPOD_NAMES
-from options import Kind, Option, Type
-from presets import PRESETS
-from settings import VARIABLES
+from sglang_engine import options
+from sglang_engine.options import Kind, Option, Type
+from sglang_engine.presets import PRESETS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
 

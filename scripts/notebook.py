@@ -15,7 +15,7 @@ import nbformat
 from nbclient import NotebookClient
 
 from embedded.environment import MODEL_FOLDER, engine_environment
-from tests.worker.harness import free_port, start_worker, until_api_is_ready
+from scripts.worker_process import free_port, start_worker, until_api_is_ready
 
 NOTEBOOK = Path(__file__).parents[1] / "test_endpoint.ipynb"
 START_SECONDS, CELL_SECONDS = 180.0, 300

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from local_runpod import Job, JobState
-from processes import is_alive
-from tests.worker.harness import Platform, Worker, running_platform, running_worker
+from scripts.worker_process import Platform, Worker, running_platform, running_worker
+from sglang_engine.posix import is_alive
 
 AT_ONCE = 40  # jobs that are under way at any time
 WARM_UP_SECONDS = 180.0  # of the same, before memory and descriptors are counted for the first time

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from options import TABLE_FILE, Kind, Type, variable_name
+from sglang_engine.options import TABLE_FILE, Kind, Type, variable_name
 
 # SGLang's own argument types, by the names of their functions.
 TYPES = {

@@ -1,4 +1,7 @@
-"""Runs the worker as users do: `python handler.py` in a process of its own, against the local RunPod."""
+"""The worker as users run it: `python handler.py` in a process of its own, against the local RunPod.
+
+For the tests, the soak, the notebook's run and the benchmarks. By default the engine is tests/scripted_engine.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,19 @@ from typing import Any
 
 import httpx
 
+from common.web_server import serving
 from local_runpod import Faults, Job, JobQueue, JobState, create_app, worker_environment
-from processes import group_members
-from web_server import serving
+from sglang_engine.posix import group_members
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY = Path(__file__).parents[1]
 SCRIPTED_ENGINE = REPOSITORY / "tests" / "scripted_engine"
-_SCRATCH = tempfile.TemporaryDirectory(prefix="worker-tests-")
+_SCRATCH = tempfile.TemporaryDirectory(prefix="worker-process-")
 atexit.register(_SCRATCH.cleanup)
-ANSWER_SECONDS = 30.0  # far above what anything here takes: a test that waits this long has failed
+ANSWER_SECONDS = 30.0  # far above what anything here takes
+
+
+class WorkerError(Exception):
+    """The worker did not start as it should; the text is its log."""
 
 
 @dataclass
@@ -147,7 +154,7 @@ async def start_worker(
         "PORT": str(port),
         "SCRIPTED_ENGINE": json.dumps(engine or {}),
         "SCRIPTED_ENGINE_STARTS": str(scratch / "starts"),
-        # The checks are the SDK's own and look at the machine (GPU, network), which is not what these tests are about.
+        # The SDK's own checks look at the machine (GPU, network), which is not what this is about.
         "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
         "RUNPOD_SKIP_GPU_CHECK": "true",
     }
@@ -174,17 +181,17 @@ async def running_worker(
     start_seconds: float = ANSWER_SECONDS,
     **more: Any,
 ) -> AsyncIterator[Worker]:
-    """A worker that answers jobs; stopped at the end, however the test went."""
+    """A worker that answers jobs; stopped at the end, whatever happened. Raises WorkerError where it does not start."""
     worker = await start_worker(platform, environment, **more)
     try:
         first = asyncio.create_task(platform.answer({"openai_route": "/v1/models"}, start_seconds))
         ended = asyncio.create_task(worker.process.wait())
         await asyncio.wait({first, ended}, return_when=asyncio.FIRST_COMPLETED)
-        assert first.done(), worker.log
-        assert first.result().state is JobState.COMPLETED, worker.log
+        if not first.done() or first.result().state is not JobState.COMPLETED:
+            raise WorkerError(worker.log)
         ended.cancel()
         yield worker
-    except BaseException:  # a failed test has no interest in a drain
+    except BaseException:  # nobody is interested in a drain any more
         with suppress(ProcessLookupError):
             worker.process.kill()
         raise
@@ -195,44 +202,13 @@ async def running_worker(
 async def until_api_is_ready(
     url: str, worker: Worker, seconds: float = ANSWER_SECONDS, *, key: str | None = None
 ) -> None:
-    """Return once a worker in API mode takes jobs."""
+    """Return once a worker in API mode takes jobs. Raises WorkerError where it ends instead."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client, asyncio.timeout(seconds):
         while True:
             with suppress(httpx.ConnectError):
                 if (await client.get("/health")).json()["workers"]["ready"]:
                     return
-            assert worker.process.returncode is None, worker.log
+            if worker.process.returncode is not None:
+                raise WorkerError(worker.log)
             await asyncio.sleep(0.05)
-
-
-def error_of(job: Job) -> dict[str, Any]:
-    """The error object of a failed job, checked for its shape."""
-    assert job.state is JobState.FAILED, job
-    assert job.error is not None
-    payload = json.loads(job.error)
-    assert list(payload) == ["error"]
-    assert set(payload["error"]) == {"message", "type", "param", "code"}
-    assert "Traceback" not in job.error
-    assert str(REPOSITORY) not in job.error
-    error: dict[str, Any] = payload["error"]
-    return error
-
-
-def events_of(outputs: list[Any]) -> list[Any]:
-    """The data of every event in streamed outputs, parsed; `[DONE]` as it is. Every output must hold whole events."""
-    events = []
-    for output in outputs:
-        assert isinstance(output, str)
-        assert output.endswith("\n\n")
-        for event in output.removesuffix("\n\n").split("\n\n"):
-            assert event.startswith("data: "), event
-            data = event.removeprefix("data: ")
-            events.append(data if data == "[DONE]" else json.loads(data))
-    return events
-
-
-def text_of(events: list[Any]) -> str:
-    """The streamed text of a chat: all content deltas, joined."""
-    choices = [event["choices"][0] for event in events if isinstance(event, dict) and event.get("choices")]
-    return "".join(choice["delta"].get("content") or "" for choice in choices)

@@ -12,10 +12,10 @@ import functools
 import inspect
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from job_loop import Job, JobHandler
+from serverless.service import Job, JobHandler, Lifespan, Service
 
 _END = object()
 
@@ -34,6 +34,23 @@ def as_job_handler(function: Callable[[Job], Any]) -> JobHandler:
     if inspect.isgeneratorfunction(plain):
         return _of_generator(function)
     return _of_function(function)
+
+
+def service_of(function: Callable[[Job], Any]) -> Lifespan:
+    """A service that is this function alone: always ready, never failing as a whole."""
+
+    @asynccontextmanager
+    async def lifespan() -> AsyncGenerator[Service, None]:
+        async def ready() -> None:
+            return
+
+        async def failure() -> str:
+            never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            return await never
+
+        yield Service(as_job_handler(function), ready, failure)
+
+    return lifespan
 
 
 def _of_function(function: Callable[[Job], Any]) -> JobHandler:

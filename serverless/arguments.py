@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from job_loop import Job
-from settings import LOG_LEVELS
+from common.logs import LOG_LEVELS
+from serverless.service import Job
 
 TEST_INPUT_FILE = "test_input.json"
 

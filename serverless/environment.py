@@ -11,6 +11,8 @@ import secrets
 from collections.abc import Mapping
 from enum import StrEnum
 
+from common.variables import WAVERLESS_VARIABLES
+
 
 class PlatformName(StrEnum):
     """Where jobs come from."""
@@ -19,20 +21,17 @@ class PlatformName(StrEnum):
     WAVERLESS = "Waverless"
     LOCAL = "this machine"
 
+    @property
+    def takes_streams(self) -> bool:
+        """Whether it takes an output before a job is over."""
+        return self is not PlatformName.WAVERLESS
+
 
 # Waverless's variable -> the one that RunPod's SDK reads.
 _TWINS = {
-    "WAVERLESS_ENDPOINT_ID": "RUNPOD_ENDPOINT_ID",
-    "WAVERLESS_API_KEY": "RUNPOD_AI_API_KEY",
-    "WAVERLESS_PING_INTERVAL": "RUNPOD_PING_INTERVAL",
-    "WAVERLESS_LOG_LEVEL": "RUNPOD_LOG_LEVEL",
-    "WAVERLESS_WEBHOOK_GET_JOB": "RUNPOD_WEBHOOK_GET_JOB",
-    "WAVERLESS_WEBHOOK_POST_OUTPUT": "RUNPOD_WEBHOOK_POST_OUTPUT",
-    "WAVERLESS_WEBHOOK_POST_STREAM": "RUNPOD_WEBHOOK_POST_STREAM",
-    "WAVERLESS_WEBHOOK_PING": "RUNPOD_WEBHOOK_PING",
+    name: "RUNPOD_AI_API_KEY" if name == "WAVERLESS_API_KEY" else name.replace("WAVERLESS_", "RUNPOD_")
+    for name in WAVERLESS_VARIABLES
 }
-# The variables that the worker reads on Waverless; none of them is a misspelt option.
-WAVERLESS_VARIABLES = (*_TWINS, "WAVERLESS_POD_ID")
 
 _POD_ID = "RUNPOD_POD_ID"
 _POD_PLACEHOLDERS = ("$WAVERLESS_POD_ID", "$RUNPOD_POD_ID")
@@ -69,4 +68,4 @@ def translate(environ: Mapping[str, str]) -> dict[str, str]:
             values[name] = values[name].replace(placeholder, pod_id)
         if "?" not in values[name]:
             values[name] += "?"  # the SDK adds its parameters with `&`
-    return {_POD_ID: pod_id} | {name: value for name, value in values.items() if value}
+    return {name: value for name, value in values.items() if value} | {_POD_ID: pod_id}

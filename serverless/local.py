@@ -8,12 +8,12 @@ import secrets
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from addresses import url_of
-from command_line import Arguments
-from job_loop import Platform
+from common.addresses import url_of
+from common.web_server import serving
 from local_runpod import JobQueue, create_app, worker_environment
-from settings import Settings
-from web_server import serving
+from serverless.arguments import Arguments
+from serverless.platform import Platform
+from serverless.settings import WorkerSettings
 
 log = logging.getLogger("worker.api")
 
@@ -21,7 +21,7 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @asynccontextmanager
-async def local_platform(arguments: Arguments, settings: Settings) -> AsyncGenerator[Platform, None]:
+async def local_platform(arguments: Arguments, settings: WorkerSettings) -> AsyncGenerator[Platform, None]:
     """Serve RunPod's API; gives the open connection to its queue, over loopback, as a deployed worker has it.
 
     Raises PortInUseError.
@@ -36,7 +36,7 @@ async def local_platform(arguments: Arguments, settings: Settings) -> AsyncGener
         os.environ.update(variables)  # what the SDK reads when it is imported
         queue.ping(variables["RUNPOD_POD_ID"], {})
         log.info("a page to try it: %s/ - OpenAI's API: %s/openai/v1 - RunPod's API: %s/v2/local", url, url, url)
-        from runpod_sdk import RunPodPlatform
+        from serverless.runpod import RunPodPlatform
 
         try:
             async with RunPodPlatform.connect() as connection:

@@ -31,15 +31,15 @@ from runpod.serverless.modules.rp_job import _job_get_url, _job_stop_url, get_st
 from runpod.serverless.modules.worker_state import WORKER_ID, JobsProgress, PingJobMirror
 from runpod.version import __version__ as VERSION
 
-from job_loop import Job, PlatformError
-from processes import die_with_parent
-from wire_json import parse_tolerantly
+from common.parent_death import die_with_parent
+from serverless.platform import PlatformError
+from serverless.service import Job
+from serverless.tolerant_json import parse_tolerantly
 
 __all__ = [
     "VERSION",
     "WORKER_ID",
     "RunPodPlatform",
-    "WaverlessPlatform",
     "is_machine_fit",
     "jobs_in_progress",
     "start_heartbeat",
@@ -50,7 +50,7 @@ __all__ = [
 POST_TIMEOUT = aiohttp.ClientTimeout(60)
 
 # The heartbeat tells of the jobs in progress every few seconds (rp_ping.py); it is told of changes after so long. The
-# SDK's own way lists all jobs anew at each beginning and end of one.
+# SDK itself lists all jobs anew whenever one begins or ends.
 MIRROR_SECONDS = 0.1
 _mirror = PingJobMirror()
 
@@ -59,7 +59,7 @@ POST_HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urle
 
 
 class RunPodPlatform:
-    """RunPod's job queue, or one that speaks its protocol. A `job_loop.Platform`."""
+    """RunPod's job queue, or one that speaks its protocol. A `Platform`."""
 
     def __init__(self, session: aiohttp.ClientSession) -> None:
         self._session = session
@@ -89,7 +89,7 @@ class RunPodPlatform:
         try:
             jobs = await parse_tolerantly(body)
         except ValueError:
-            raise PlatformError("the platform's answer is no JSON") from None
+            raise PlatformError("the platform's answer is not JSON") from None
         return jobs if isinstance(jobs, list) else [jobs]
 
     async def stopped_jobs(self) -> list[str] | None:
@@ -117,7 +117,7 @@ class RunPodPlatform:
         self._mirror_soon()
 
     def ended(self, job_id: str) -> None:
-        """Count it no longer."""
+        """Stop counting it."""
         self._progress.remove(job_id)
         self._mirror_soon()
 
@@ -146,20 +146,12 @@ class RunPodPlatform:
 def _encode(data: dict[str, Any]) -> bytes:
     try:
         return orjson.dumps(data)
-    except orjson.JSONEncodeError:  # half of a surrogate pair, a very long number, or no JSON at all
+    except orjson.JSONEncodeError:  # half of a surrogate pair, a very long number, or not JSON at all
         pass
     try:
         return json.dumps(data).encode()
     except (TypeError, ValueError, RecursionError):
-        raise PlatformError("it is no JSON", never=True) from None
-
-
-class WaverlessPlatform(RunPodPlatform):
-    """The same protocol without a stop channel; what is posted to its output channel would end the job."""
-
-    async def stopped_jobs(self) -> list[str] | None:
-        """None: there is no such channel."""
-        return None
+        raise PlatformError("it is not JSON", never=True) from None
 
 
 def validate(raw_input: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:

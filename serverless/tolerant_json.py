@@ -1,7 +1,7 @@
 """JSON from outside, which may be a bomb: nested without end, or with numbers of a million digits.
 
 Python's reader refuses both, and the whole text with them. Where several jobs come in one text, that would lose them
-all; here the hostile part is cut down, so that the rest can be read and its sender be told.
+all; here the hostile part is cut out, so that the rest can be read and its sender told.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import json
 import re
 from typing import Any
 
-# Deeper parts are replaced by null. Far above the limit on a job (settings.MOST_JSON_LEVELS), so that a job that was
-# cut is still refused as too deep; far below Python's recursion limit of 1000.
+# Deeper parts are replaced by null. Far above the limit on a job (common.variables.MAX_JSON_LEVELS), so that a job that
+# was cut is still refused as too deep; far below Python's recursion limit of 1000.
 KEPT_LEVELS = 400
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]+|[\]}]+', re.DOTALL)

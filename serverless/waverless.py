@@ -1,14 +1,24 @@
-"""`GET /health` of a worker on Waverless, which answers as long as the worker lives."""
+"""What is Waverless's alone: the form of its results, its missing stop channel, and its `GET /health`."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import FastAPI
 
-from runpod_sdk import WORKER_ID, jobs_in_progress
+from serverless.runpod import WORKER_ID, RunPodPlatform, jobs_in_progress
+
+
+class WaverlessPlatform(RunPodPlatform):
+    """RunPod's protocol without a stop channel. It has no channel for single outputs: what is posted ends the job."""
+
+    async def stopped_jobs(self) -> list[str] | None:
+        """None: there is no such channel."""
+        return None
 
 
 def health_app() -> FastAPI:
-    """The app with that one route."""
+    """An app that answers `GET /health` as long as the worker lives."""
     app = FastAPI(openapi_url=None)
 
     @app.get("/health")
@@ -16,3 +26,9 @@ def health_app() -> FastAPI:
         return {"status": "ok", "worker_id": WORKER_ID, "jobs_in_progress": jobs_in_progress()}
 
     return app
+
+
+def one_object(outputs: list[Any]) -> dict[str, Any]:
+    """A result for a platform that takes one JSON object and nothing else; anything else goes under `output`."""
+    result = outputs[0] if len(outputs) == 1 else outputs
+    return result if isinstance(result, dict) else {"output": result}

@@ -17,6 +17,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 # Where the image has a model that it was built with, and where RunPod puts an endpoint's cached model
@@ -32,6 +33,15 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vo
 
 GB = 1e9
 PROGRESS_SECONDS = 10.0  # between two lines on a download
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model on the hub, and the flag that names it; without a flag, one that only SGLang can find (an adapter)."""
+
+    flag: str
+    repository: str
+    revision: str | None = None
 
 
 def caches(environ: Mapping[str, str], download_folder: str | None = None) -> list[Path]:
@@ -75,7 +85,7 @@ def model_folder(cache: Path, repository: str) -> Path:
 
 
 def _whole(snapshot: Path) -> Path | None:
-    names = {path.name for path in snapshot.iterdir() if path.is_file()}  # a link to what is gone is no file
+    names = {path.name for path in snapshot.iterdir() if path.is_file()}  # a dangling link is not a file
     has_tokenizer = any(name in names for name in _TOKENIZERS) or any(name.endswith(".tiktoken") for name in names)
     return snapshot if "config.json" in names and has_tokenizer and _has_all_weights(snapshot, names) else None
 

@@ -1,4 +1,5 @@
-"""The launch options of SGLang as environment variables: the table, and how a value becomes words of a command line.
+"""The launch options of SGLang as environment variables: the table, how a value becomes words of a command line, and
+which words of one belong to which option.
 
 The table is sglang_options.json: one row an option of the pinned SGLang, made by scripts/update-options from SGLang's
 own parser.
@@ -10,7 +11,7 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -21,7 +22,7 @@ TABLE_FILE = Path(__file__).with_name("sglang_options.json")
 
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
-# What argparse takes for a negative number, and not for an option (_negative_number_matcher).
+# What argparse takes for a negative number rather than an option (_negative_number_matcher).
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 _SIZE = re.compile(r"\d+(\.\d+)?[kMGT]|\d+[KMGT]i")  # SGLang's human_readable_int
 
@@ -140,9 +141,10 @@ class Option:
             raise ValueError(self.expected()) from None
 
 
-def load() -> list[Option]:
+@cache
+def load() -> tuple[Option, ...]:
     """The options of the pinned SGLang, in its own order."""
-    return [
+    return tuple(
         Option(
             name=row["name"],
             flag=row["flag"],
@@ -153,7 +155,7 @@ def load() -> list[Option]:
             may_be_empty=row["may_be_empty"],
         )
         for row in _table()["options"]
-    ]
+    )
 
 
 def sglang_version() -> str:
@@ -176,6 +178,52 @@ def variable_name(flag: str) -> str:
 def flag_of(name: str) -> str:
     """The flag of a variable: TP_SIZE is `--tp-size`."""
     return f"--{name.lower().replace('_', '-')}"
+
+
+def option_of(flag: str) -> Option | None:
+    """The option of a flag as argparse reads it: any spelling, or the beginning of just one."""
+    flags = _flags()
+    if flag in flags or not flag.startswith("--"):
+        return flags.get(flag)
+    begun = {option.flag: option for full, option in flags.items() if full.startswith(flag)}
+    return next(iter(begun.values())) if len(begun) == 1 else None
+
+
+def values_of(words: list[str]) -> Iterator[tuple[str, str]]:
+    """The flags among the words of a command line, by their option's first spelling, each with the value after it."""
+    for position, word in enumerate(words):
+        flag, equals, value = word.partition("=")
+        if (option := option_of(flag)) is not None:
+            yield option.flag, value if equals else " ".join(words[position + 1 : position + 2])
+
+
+def with_value(words: list[str], flag: str, value: str) -> list[str]:
+    """The words with another value for a flag, whatever its spelling there."""
+    changed: list[str] = []
+    is_value = False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        is_flag = (option := option_of(name)) is not None and option.flag == flag
+        changed.append(value if is_value else f"{name}={value}" if is_flag and equals else word)
+        is_value = is_flag and not equals
+    return changed
+
+
+def masked(words: list[str]) -> list[str]:
+    """The words with the values of secret options replaced."""
+    shown, hide = [], False
+    for word in words:
+        flag, equals, _ = word.partition("=")
+        is_secret = (option := option_of(flag)) is not None and option.is_secret
+        shown.append("***" if hide else f"{flag}=***" if is_secret and equals else word)
+        hide = is_secret and not equals
+    return shown
+
+
+@cache
+def _flags() -> dict[str, Option]:
+    """Every spelling of every option's flag."""
+    return {flag_of(name): option for option in load() for name in (option.name, *option.aliases)}
 
 
 _NAMES = {

@@ -1,19 +1,14 @@
-"""Child processes: how they end with this one, and how their end is noticed."""
+"""Processes that this one started, and theirs: ended as a group, and their end noticed."""
 
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-
-_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 # Fields of /proc/PID/stat after the process's name, counted from 0; man 5 proc_pid_stat.
 _STATE, _GROUP, _EXIT_STATUS = 0, 2, 49
@@ -21,12 +16,6 @@ _STATE, _GROUP, _EXIT_STATUS = 0, 2, 49
 # Waits for the end of its standard input, which only this process holds open, then ends the group. A shell, since it
 # must not die with anyone and should cost nothing.
 _GUARD = 'read -r _; kill -KILL -"$0"'
-
-
-def die_with_parent() -> None:
-    """In a child: have the kernel end it when the thread that started it ends, even by SIGKILL. Linux only."""
-    if _libc is not None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def kill_group(leader_pid: int) -> None:

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 
 import httpx
 
-from diagnosis import explain
-from engine import EngineConfig, child_environ
-from masking import Mask
-from processes import GroupGuard, die_with_parent, group_members, kill_group, name_of, wait_for_exit
-from tasks import cancel
+from common.masking import Mask
+from common.parent_death import die_with_parent
+from common.tasks import cancel
+from sglang_engine.errors import EngineError
+from sglang_engine.failure_causes import explain
+from sglang_engine.launch import Launch
+from sglang_engine.posix import GroupGuard, group_members, kill_group, name_of, wait_for_exit
 
 log = logging.getLogger("worker.engine")
 
@@ -45,10 +47,6 @@ _MAX_LINE_BYTES = 16 * 1024
 _DRAIN_SECONDS = 1.0
 
 
-class EngineError(Exception):
-    """The engine did not start, or died. The message says why, as far as that can be known from outside."""
-
-
 @dataclass(frozen=True)
 class Ending:
     """The end of the engine: which process ended, and its code as in `subprocess` (None where it is not known)."""
@@ -65,9 +63,9 @@ class Engine:
     Its output goes to this process's standard error, secrets masked.
     """
 
-    def __init__(self, config: EngineConfig, mask: Mask) -> None:
-        self.config = config
-        self._started = config  # with the models that were on disk when it was started
+    def __init__(self, launch: Launch, mask: Mask) -> None:
+        self.launch = launch
+        self._started = launch  # with the models that were on disk when it was started
         self._mask = mask
         self._process: asyncio.subprocess.Process | None = None
         self._guard: GroupGuard | None = None
@@ -86,20 +84,20 @@ class Engine:
         """
         if importlib.util.find_spec("sglang") is None:
             raise EngineError("SGLang is not installed for this Python; use the image, or scripts/install for a CPU")
-        if _is_listening(self.config):
-            raise EngineError(f"port {self.config.port} is in use by another process; set PORT to a free one")
-        self._started = config = self.config.with_models_on_disk(os.environ)
-        log.info("starting the engine: %s", config.shown_command())
-        if config.is_offline:
+        if _is_listening(self.launch):
+            raise EngineError(f"port {self.launch.port} is in use by another process; set PORT to a free one")
+        self._started = launch = self.launch.with_models_on_disk(os.environ)
+        log.info("starting the engine: %s", launch.shown_command())
+        if launch.is_offline:
             log.info("the model is on disk: the engine starts offline")
         self._output = await _Output.open(self._mask)
         with self._output.writable() as descriptor:
             self._process = await asyncio.create_subprocess_exec(
-                *config.command(),
+                *launch.command(),
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=descriptor,
-                env=child_environ(os.environ, is_offline=config.is_offline),
+                env=launch.child_environ(os.environ),
                 start_new_session=True,
                 preexec_fn=die_with_parent,
             )
@@ -197,7 +195,7 @@ class Engine:
         return self._process
 
     def _probe_client(self, timeout_seconds: float) -> httpx.AsyncClient:
-        return httpx.AsyncClient(base_url=self.config.base_url, timeout=timeout_seconds, trust_env=False)
+        return httpx.AsyncClient(base_url=self.launch.base_url, timeout=timeout_seconds, trust_env=False)
 
     async def _probe_until_warm(self, began: float) -> None:
         """Poll `/health`, which answers 200 once SGLang's own warm-up request is through."""
@@ -253,7 +251,7 @@ class _Output:
         return "\n".join(self._tail)
 
     def close(self) -> None:
-        """Stop to copy."""
+        """Stop copying."""
         self._copying.cancel()
         self._transport.close()
 
@@ -277,8 +275,8 @@ class _Output:
             sys.stderr.flush()
 
 
-def _is_listening(config: EngineConfig) -> bool:
-    url = httpx.URL(config.base_url)
-    with suppress(OSError), socket.create_connection((url.host, config.port), timeout=1.0):
+def _is_listening(launch: Launch) -> bool:
+    url = httpx.URL(launch.base_url)
+    with suppress(OSError), socket.create_connection((url.host, launch.port), timeout=1.0):
         return True
     return False

@@ -20,22 +20,23 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
-from engine_process import Ending, Engine, EngineError
-from errors import EngineUnavailableError
-from settings import Settings
-from tasks import cancel
+from common.errors import UnavailableError
+from common.tasks import cancel
+from sglang_engine.errors import EngineError
+from sglang_engine.process import Ending, Engine
+from sglang_engine.settings import EngineSettings
 
 log = logging.getLogger("worker.engine")
 
-# The pauses before the first, second, third … restart within the window. A crash that comes again at once is not made
-# better by hurry, and one that does not should cost little.
+# The pauses before the first, second, third … restart within the window: short, so that a single crash costs little,
+# and growing, since haste does not cure an engine that crashes again at once.
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
 
 # A broken connection is seen before the end of the process that broke it, by as long as the kernel takes to end it.
 LOSS_NOTICE_SECONDS = 1.0
 
-# How long a silent engine has to answer on /health before it counts as wedged. Long, since the price of an error is the
+# How long a silent engine has to answer on /health before it counts as wedged. Long, since a wrong verdict costs the
 # work of every request in flight, and nobody has been served for REQUEST_TIMEOUT_SECONDS anyway.
 WEDGE_PROBE_SECONDS = 5.0
 
@@ -87,10 +88,10 @@ class Supervisor:
     """Keeps an engine running. An async context manager: entering starts it, leaving ends it and all its children.
 
     Entering raises EngineError when the first start fails. After that every end of the engine is followed by a restart,
-    `engine_max_restarts` times within `engine_restart_window_seconds`; then, or when a restart fails, it is given up.
+    `max_restarts` times within `restart_window_seconds`; then, or when a restart fails, it is given up.
     """
 
-    def __init__(self, engine: Engine, settings: Settings) -> None:
+    def __init__(self, engine: Engine, settings: EngineSettings) -> None:
         self.state = State.STARTING
         self.lives = 0
         """How many engines have died so far: the number of the present one, counted from 0."""
@@ -129,7 +130,7 @@ class Supervisor:
     async def exchange(self) -> AsyncGenerator[Exchange, None]:
         """One request to the engine: waits until it is ready, and is known to be in flight while this lasts.
 
-        Raises EngineUnavailableError when the engine is given up, or too many requests wait for it already.
+        Raises UnavailableError when the engine is given up, or too many requests wait for it already.
         """
         await self._wait_for_turn()
         exchange = Exchange(self)
@@ -146,12 +147,12 @@ class Supervisor:
     async def wait_until_ready(self) -> None:
         """Return once the engine is ready.
 
-        Raises EngineUnavailableError with the reason when it is given up or stopped.
+        Raises UnavailableError with the reason when it is given up or stopped.
         """
         while self.state in (State.STARTING, State.RESTARTING):
             await self._changed.wait()
         if self.state is not State.READY:
-            raise EngineUnavailableError(self._failure or "the engine has been stopped")
+            raise UnavailableError(self._failure or "the engine has been stopped")
 
     async def wait_for_failure(self) -> str:
         """Return the reason once the engine is given up."""
@@ -200,7 +201,7 @@ class Supervisor:
         if self.state is State.READY:
             return
         if self.state is State.RESTARTING and self._waiting >= self._settings.max_waiting_jobs:
-            raise EngineUnavailableError(
+            raise UnavailableError(
                 f"the engine restarts, and {self._waiting} jobs wait for it already (MAX_WAITING_JOBS)"
             )
         self._waiting += 1
@@ -253,7 +254,7 @@ class Supervisor:
 
     async def _restart(self, reason: str) -> None:
         """Start the engine again. Raises EngineError when it does not get ready, or has been restarted too often."""
-        window, most = self._settings.engine_restart_window_seconds, self._settings.engine_max_restarts
+        window, most = self._settings.restart_window_seconds, self._settings.max_restarts
         now = time.monotonic()
         while self._restarts and now - self._restarts[0] > window:
             self._restarts.popleft()

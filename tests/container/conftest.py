@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.worker.harness import REPOSITORY, SCRIPTED_ENGINE
+from scripts.worker_process import REPOSITORY, SCRIPTED_ENGINE
 
 COMPOSE = Path(sys.executable).with_name("docker-compose")
 BUILD_SECONDS = 600

@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
+from tests.answers import events_of
 from tests.container.conftest import Compose, Docker
-from tests.worker.harness import events_of
 
 API, ENGINE = "http://127.0.0.1:8000", "http://127.0.0.1:30000"
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}

@@ -10,8 +10,7 @@ import pytest
 
 from embedded import cache
 from embedded.environment import MODEL_FOLDER, engine_environment
-from processes import is_alive
-from tests.worker.harness import (
+from scripts.worker_process import (
     Platform,
     Worker,
     free_port,
@@ -20,6 +19,7 @@ from tests.worker.harness import (
     start_worker,
     until_api_is_ready,
 )
+from sglang_engine.posix import is_alive
 
 
 @pytest.fixture(scope="package")

@@ -9,7 +9,8 @@ import pytest
 
 from embedded.conversations import COMPLETIONS, CONVERSATIONS, Completion, Conversation
 from local_runpod import JobState
-from tests.worker.harness import Platform, Worker, events_of
+from scripts.worker_process import Platform, Worker
+from tests.answers import events_of
 
 pytestmark = pytest.mark.anyio
 

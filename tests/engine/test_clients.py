@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from scripts.worker_process import REPOSITORY
 from tests.engine.conftest import Api
-from tests.worker.harness import REPOSITORY
 
 pytestmark = pytest.mark.anyio
 

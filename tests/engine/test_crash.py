@@ -12,8 +12,9 @@ import pytest
 from embedded.conversations import CONVERSATIONS, conversation
 from embedded.environment import engine_environment
 from local_runpod import JobState
-from processes import is_alive, name_of
-from tests.worker.harness import Worker, error_of, events_of, running_platform, running_worker
+from scripts.worker_process import Worker, running_platform, running_worker
+from sglang_engine.posix import is_alive, name_of
+from tests.answers import error_of, events_of
 
 pytestmark = pytest.mark.anyio
 

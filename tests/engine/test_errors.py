@@ -10,7 +10,8 @@ import pytest
 
 from embedded.conversations import conversation
 from local_runpod import JobState
-from tests.worker.harness import Platform, Worker, error_of, events_of
+from scripts.worker_process import Platform, Worker
+from tests.answers import error_of, events_of
 
 pytestmark = pytest.mark.anyio
 

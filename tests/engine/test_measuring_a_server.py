@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
+from scripts.worker_process import REPOSITORY
 from tests.engine.conftest import Api
-from tests.worker.harness import REPOSITORY
 
 pytestmark = pytest.mark.anyio
 

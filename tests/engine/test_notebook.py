@@ -12,8 +12,8 @@ import nbformat
 import pytest
 
 from scripts.notebook import NOTEBOOK, execute
+from scripts.worker_process import REPOSITORY
 from tests.engine.conftest import Api
-from tests.worker.harness import REPOSITORY
 
 pytestmark = pytest.mark.anyio
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import options
 from embedded.environment import engine_environment
-from options import Kind, Option, Type
+from sglang_engine import options
+from sglang_engine.options import Kind, Option, Type
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = ["--model-path", "a/b"]

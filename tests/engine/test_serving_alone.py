@@ -15,7 +15,7 @@ import pytest
 
 from embedded.conversations import conversation
 from embedded.environment import engine_environment
-from tests.worker.harness import REPOSITORY, SCRIPTED_ENGINE, clean_environment, free_port
+from scripts.worker_process import REPOSITORY, SCRIPTED_ENGINE, clean_environment, free_port
 
 pytestmark = pytest.mark.anyio
 

@@ -31,11 +31,11 @@ def test_table_is_markdown() -> None:
 
 
 def test_samples_belong_to_the_innermost_known_owner() -> None:
-    begin = "main (handler.py:9);run (serverless.py:5);"
+    begin = "main (handler.py:9);run (serverless/modes.py:5);"
     samples = [
-        f"{begin}_run (job_loop.py:1);_post (runpod_sdk.py:7);_request (aiohttp/client.py:9) 5",
-        f"{begin}_run (job_loop.py:1);__anext__ (contextlib.py:1) 3",
-        f"{begin}data_received (engine_transport.py:8);on_body (engine_transport.py:1) 1",
+        f"{begin}_run (serverless/running.py:1);_post (serverless/runpod.py:7);_request (aiohttp/client.py:9) 5",
+        f"{begin}_run (serverless/running.py:1);__anext__ (contextlib.py:1) 3",
+        f"{begin}data_received (sglang_engine/transport.py:8);on_body (sglang_engine/transport.py:1) 1",
         f"{begin}run_until_complete (asyncio/runners.py:8) 1",
         "_bootstrap (threading.py:1);wait (pycares/__init__.py:1) 100",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -10,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from errors import InvalidInputError, JobError, RequestTooLargeError, RouteNotAllowedError
-from job_input import ACCEPTED, build_request
-from routes import OPEN_ROUTES, open_path
-from settings import Limits
+from common.errors import JobError
+from gateway.errors import InvalidInputError, RequestTooLargeError, RouteNotAllowedError
+from gateway.request import ACCEPTED, build_request
+from gateway.routes import OPEN_ROUTES, open_path
+from gateway.settings import DEFAULT_LIMITS
 
 HELLO = [{"role": "user", "content": "Hello"}]
 CHAT, GENERATE = "/v1/chat/completions", "/generate"
@@ -181,10 +183,10 @@ def test_input_is_left_as_it_came() -> None:
 )
 def test_number_of_answers_is_limited(job_input: dict[str, Any], accepted: bool) -> None:
     if accepted:
-        build_request(job_input, served_model_name="x", limits=Limits(n=4))
+        build_request(job_input, served_model_name="x", limits=replace(DEFAULT_LIMITS, n=4))
         return
     with pytest.raises(InvalidInputError, match=r"'n' may be up to 4 \(MAX_N\)") as refusal:
-        build_request(job_input, served_model_name="x", limits=Limits(n=4))
+        build_request(job_input, served_model_name="x", limits=replace(DEFAULT_LIMITS, n=4))
     assert refusal.value.param == "n"
 
 
@@ -195,14 +197,14 @@ def test_nesting_is_limited(levels: int, accepted: bool) -> None:
         value = [value]
     job_input = {"text": "a", "x": value, "y": [[1], [2], [3]]}
     if accepted:
-        build_request(job_input, served_model_name="x", limits=Limits(json_depth=5))
+        build_request(job_input, served_model_name="x", limits=replace(DEFAULT_LIMITS, json_depth=5))
         return
     with pytest.raises(InvalidInputError, match=r"up to 5 levels are accepted \(MAX_JSON_DEPTH\)"):
-        build_request(job_input, served_model_name="x", limits=Limits(json_depth=5))
+        build_request(job_input, served_model_name="x", limits=replace(DEFAULT_LIMITS, json_depth=5))
 
 
 def test_size_is_limited() -> None:
-    limits = Limits(request_bytes=100)
+    limits = replace(DEFAULT_LIMITS, request_bytes=100)
     size = len(build_request({"text": "é" * 40}, served_model_name="x", limits=limits).body or b"")
     assert size == 91
     with pytest.raises(

@@ -10,8 +10,12 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
-from engine import DEFAULTS, EXTRA_ARGS, OPTIONS, EngineConfig, configure
-from settings import VARIABLES, ConfigurationError, Limits, Settings
+from common.settings import ConfigurationError
+from common.variables import VARIABLES, read_variables
+from engine import DEFAULTS, EXTRA_ARGS, OPTIONS, configure, plan
+from gateway.settings import GatewaySettings, Limits
+from serverless.settings import WorkerSettings
+from sglang_engine.settings import EngineSettings
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -20,7 +24,7 @@ def options_of(environ: dict[str, str]) -> dict[str, list[str]]:
     """The launch options as flag -> values."""
     found: dict[str, list[str]] = {}
     flag = ""
-    for word in EngineConfig.from_environ(environ).arguments:
+    for word in plan(environ).arguments:
         if word.startswith("--"):
             flag = word
             assert flag not in found, "no flag may be given twice"
@@ -61,10 +65,10 @@ def test_image_has_the_same_defaults_and_the_locked_packages() -> None:
 
 def test_revision_of_the_image_goes_with_its_model_only() -> None:
     image = {"MODEL_NAME": "a/baked", "MODEL_REVISION": "v1"}
-    assert "--revision" in EngineConfig.from_environ(image, image).arguments
+    assert "--revision" in plan(image, image).arguments
     for other in ({"MODEL_NAME": "b/other"}, {"PRESET": "rtx4090-awq"}):
-        assert "--revision" not in EngineConfig.from_environ(image | other, image).arguments
-    assert "--revision" in EngineConfig.from_environ(image | {"MODEL_NAME": "b/x", "REVISION": "v2"}, image).arguments
+        assert "--revision" not in plan(image | other, image).arguments
+    assert "--revision" in plan(image | {"MODEL_NAME": "b/x", "REVISION": "v2"}, image).arguments
 
 
 def test_example_file_sets_nothing_and_names_only_what_is_known() -> None:
@@ -81,7 +85,7 @@ def test_example_file_sets_nothing_and_names_only_what_is_known() -> None:
 
 
 def test_command_is_sglang_under_this_python() -> None:
-    assert EngineConfig.from_environ({}).command()[:3] == [sys.executable, "-m", "sglang.launch_server"]
+    assert plan({}).command()[:3] == [sys.executable, "-m", "sglang.launch_server"]
 
 
 @pytest.mark.parametrize(
@@ -146,14 +150,14 @@ def test_turning_eagle_off_takes_its_numbers_along_but_keeps_what_is_given() -> 
 )
 def test_refused_value(environ: dict[str, str], problem: str) -> None:
     with pytest.raises(ConfigurationError) as error:
-        EngineConfig.from_environ(environ)
+        plan(environ)
     [said] = error.value.problems
     assert said.startswith(problem)
 
 
 def test_every_problem_is_told_at_once() -> None:
     with pytest.raises(ConfigurationError) as error:
-        EngineConfig.from_environ({"PORT": "a", "MODEL_NAME": "", "TP_SIZE": "b"})
+        plan({"PORT": "a", "MODEL_NAME": "", "TP_SIZE": "b"})
     assert len(error.value.problems) == 3
 
 
@@ -171,15 +175,15 @@ def test_two_names_with_one_value_are_fine() -> None:
     ],
 )
 def test_where_the_engine_is_reached(host: str, url: str) -> None:
-    assert EngineConfig.from_environ({"HOST": host}).base_url == url
+    assert plan({"HOST": host}).base_url == url
 
 
 def test_served_name_is_the_model_s_where_none_is_given() -> None:
-    assert EngineConfig.from_environ({"SERVED_MODEL_NAME": ""}).served_model_name == "zai-org/GLM-4.7-Flash"
+    assert plan({"SERVED_MODEL_NAME": ""}).served_model_name == "zai-org/GLM-4.7-Flash"
 
 
 def test_key_is_used_but_never_shown() -> None:
-    config = EngineConfig.from_environ({"API_KEY": "sk-secret", "ADMIN_API_KEY": "sk-admin"})
+    config = plan({"API_KEY": "sk-secret", "ADMIN_API_KEY": "sk-admin"})
     assert config.api_key == "sk-secret"
     assert {"sk-secret", "sk-admin"} <= set(config.command())
     assert "--api-key '***' --admin-api-key '***'" in config.shown_command()
@@ -187,17 +191,18 @@ def test_key_is_used_but_never_shown() -> None:
 
 
 def test_token_for_downloads_is_not_on_the_command_line() -> None:
-    assert "hf_token" not in " ".join(EngineConfig.from_environ({"HF_TOKEN": "hf_token"}).command())
+    assert "hf_token" not in " ".join(plan({"HF_TOKEN": "hf_token"}).command())
 
 
 def test_settings_have_defaults_and_take_numbers() -> None:
-    default = Settings.from_environ({})
-    assert (default.max_concurrency, default.max_waiting_jobs, default.engine_max_restarts) == (300, 1000, 3)
-    assert (default.request_timeout_seconds, default.startup_timeout_seconds) == (600, 1800)
-    assert (default.shutdown_timeout_seconds, default.engine_restart_window_seconds) == (120, 600)
-    assert default.limits == Limits(request_bytes=20 * 1024 * 1024, json_depth=100, n=128)
-    assert default.allowed_routes == frozenset()
-    given = Settings.from_environ(
+    worker, engine, gateway = settings_of({})
+    assert (worker.max_concurrency, worker.shutdown_timeout_seconds) == (300, 120)
+    assert (engine.max_waiting_jobs, engine.max_restarts, engine.restart_window_seconds) == (1000, 3, 600)
+    assert (engine.request_timeout_seconds, engine.startup_timeout_seconds) == (600, 1800)
+    assert gateway.request_timeout_seconds == 600
+    assert gateway.limits == Limits(request_bytes=20 * 1024 * 1024, json_depth=100, n=128)
+    assert gateway.allowed_routes == frozenset()
+    worker, engine, gateway = settings_of(
         {
             "MAX_CONCURRENCY": "8",
             "REQUEST_TIMEOUT_SECONDS": "1.5",
@@ -209,15 +214,25 @@ def test_settings_have_defaults_and_take_numbers() -> None:
             "ALLOWED_ROUTES": "/server_info, /flush_cache",
         }
     )
-    assert (given.max_concurrency, given.request_timeout_seconds, given.startup_timeout_seconds) == (8, 1.5, 1800)
-    assert given.engine_max_restarts == 0
-    assert given.limits == Limits(request_bytes=1000, json_depth=5, n=2)
-    assert given.allowed_routes == {"/server_info", "/flush_cache"}
+    assert (worker.max_concurrency, engine.request_timeout_seconds, engine.startup_timeout_seconds) == (8, 1.5, 1800)
+    assert gateway.request_timeout_seconds == 1.5
+    assert engine.max_restarts == 0
+    assert gateway.limits == Limits(request_bytes=1000, json_depth=5, n=2)
+    assert gateway.allowed_routes == {"/server_info", "/flush_cache"}
+
+
+def settings_of(environ: dict[str, str]) -> tuple[WorkerSettings, EngineSettings, GatewaySettings]:
+    """What each room reads of an environment."""
+    return (
+        WorkerSettings.from_environ(environ),
+        EngineSettings.from_environ(environ),
+        GatewaySettings.from_environ(environ),
+    )
 
 
 def test_every_wrong_setting_is_told_at_once() -> None:
     with pytest.raises(ConfigurationError) as refused:
-        Settings.from_environ(
+        read_variables(
             {
                 "MAX_JSON_DEPTH": "900",
                 "ENGINE_MAX_RESTARTS": "-1",
@@ -244,21 +259,21 @@ def test_every_wrong_setting_is_told_at_once() -> None:
     ],
 )
 def test_log_level(environ: dict[str, str], level: str) -> None:
-    assert Settings.from_environ(environ).log_level == level
+    assert WorkerSettings.from_environ(environ).log_level == level
 
 
 def test_unknown_log_level_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="RUNPOD_LOG_LEVEL='loud': expected one of NOTSET"):
-        Settings.from_environ({"RUNPOD_LOG_LEVEL": "loud"})
+        read_variables({"RUNPOD_LOG_LEVEL": "loud"})
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "nan", "inf"])
 def test_setting_that_is_no_count_is_refused(value: str) -> None:
     with pytest.raises(ConfigurationError, match=r"MAX_CONCURRENCY=.*: expected a whole number of at least 1"):
-        Settings.from_environ({"MAX_CONCURRENCY": value})
+        read_variables({"MAX_CONCURRENCY": value})
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "x", "nan", "inf"])
 def test_setting_that_is_no_time_is_refused(value: str) -> None:
     with pytest.raises(ConfigurationError, match=r"REQUEST_TIMEOUT_SECONDS=.*: expected a number of seconds above 0"):
-        Settings.from_environ({"REQUEST_TIMEOUT_SECONDS": value})
+        read_variables({"REQUEST_TIMEOUT_SECONDS": value})

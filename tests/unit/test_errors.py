@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from errors import MAX_MESSAGE_CHARACTERS, InvalidInputError, JobError, from_payload, from_response, scrub
+from common.errors import JobError
+from gateway.errors import MAX_MESSAGE_CHARACTERS, InvalidInputError, from_payload, from_response, scrub
 
 # status, body, (message, type, param, code)
 RESPONSES: list[tuple[int, Any, tuple[str, str, str | None, int]]] = [

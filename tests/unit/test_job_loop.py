@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-import job_loop
-from errors import JobError
-from job_loop import Job, JobHandler, JobLoop, PlatformError
+from common.errors import JobError
+from serverless import reporting
+from serverless.job_loop import JobLoop
+from serverless.platform import PlatformError
+from serverless.service import Job, JobHandler
 
 pytestmark = pytest.mark.anyio
 
@@ -156,7 +158,7 @@ async def test_job_without_an_id_is_no_job_and_one_sent_twice_is_one() -> None:
 
 
 async def test_stream_whose_output_is_never_taken_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_loop, "OUTPUT_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr(reporting, "OUTPUT_RETRY_SECONDS", 0.1)
     platform = MemoryPlatform()
     platform.refusals = [PlatformError("no answer")]
     loop = await started_with_job(platform, echo, after=0.05)

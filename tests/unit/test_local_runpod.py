@@ -10,9 +10,9 @@ import httpx
 import pytest
 from fastapi import FastAPI, Response
 
+from common.web_server import serving
 from local_runpod import Faults, JobQueue, JobState, create_app, worker_environment
 from local_runpod.webhooks import Webhooks
-from web_server import serving
 
 pytestmark = pytest.mark.anyio
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from masking import Mask, MaskingFormatter
+from common.logs import MaskingFormatter
+from common.masking import Mask
 
 ENVIRONMENT = {
     "API_KEY": "sk-engine",

@@ -6,16 +6,17 @@ from dataclasses import fields
 
 import pytest
 
-import options
-from engine import DEFAULTS, OPTIONS, RENAMED, RESERVED, RUNPOD_NAMES, EngineConfig, warnings_for
-from misspelt import distance, nearest_names
-from options import Kind, Option, Type
-from presets import PRESETS
-from settings import VARIABLES, ConfigurationError
+from common.settings import ConfigurationError
+from common.variables import VARIABLES
+from engine import DEFAULTS, OPTIONS, RENAMED, RESERVED, RUNPOD_NAMES, plan, warnings_for
+from sglang_engine import options
+from sglang_engine.options import Kind, Option, Type
+from sglang_engine.presets import PRESETS
+from sglang_engine.spelling import distance, nearest_names
 
 
 def words_of(environ: dict[str, str]) -> list[str]:
-    return list(EngineConfig.from_environ(environ).arguments)
+    return list(plan(environ).arguments)
 
 
 def option(kind: Kind, value_type: Type = Type.TEXT, **more: object) -> Option:
@@ -135,7 +136,7 @@ def test_options_and_settings_share_no_name() -> None:
 
 def test_every_mistake_is_told_at_once_with_what_is_accepted() -> None:
     with pytest.raises(ConfigurationError) as refused:
-        EngineConfig.from_environ(
+        plan(
             {
                 "DTYPE": "bflot16",
                 "TP_SIZE": "2",
@@ -153,12 +154,12 @@ def test_every_mistake_is_told_at_once_with_what_is_accepted() -> None:
         "TP_SIZE and TENSOR_PARALLEL_SIZE both set --tp-size, to different values",
         "DTYPE='bflot16': expected one of auto, bfloat16, float, float16, float32, half (did you mean 'bfloat16'?)",
         "LOG_REQUESTS_LEVEL='9': expected one of 0, 1, 2, 3",
-        "SGLANG_EXTRA_ARGS cannot be split like a shell does: no closing quotation",
+        "SGLANG_EXTRA_ARGS cannot be split as a shell does: no closing quotation",
     ]
 
 
 def test_extra_arguments_come_last_as_they_are_and_win() -> None:
-    config = EngineConfig.from_environ(
+    config = plan(
         {"PORT": "1", "SGLANG_EXTRA_ARGS": "--port 31000 --host=0.0.0.0 --api-k 'a b' --served-model mine --new-flag"}
     )
     assert (
@@ -183,7 +184,7 @@ def test_extra_arguments_come_last_as_they_are_and_win() -> None:
 )
 def test_reserved_options_are_refused_in_extra_arguments_too(extra: str) -> None:
     with pytest.raises(ConfigurationError, match=r"SGLANG_EXTRA_ARGS: --.* is reserved: "):
-        EngineConfig.from_environ({"SGLANG_EXTRA_ARGS": extra})
+        plan({"SGLANG_EXTRA_ARGS": extra})
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_reserved_options_are_refused_in_extra_arguments_too(extra: str) -> None
 )
 def test_port_is_checked_wherever_it_comes_from(environ: dict[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="PORT"):
-        EngineConfig.from_environ(environ)
+        plan(environ)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -200,7 +201,7 @@ def test_preset_sets_known_options_with_a_source_for_each(name: str) -> None:
     assert set(preset.variables) <= set(OPTIONS)
     assert set(preset.variables) <= set(preset.sources)
     assert preset.sources
-    sources = {setting.name: setting.source for setting in EngineConfig.from_environ({"PRESET": name}).settings}
+    sources = {setting.name: setting.source for setting in plan({"PRESET": name}).settings}
     for variable in preset.variables:
         assert sources[variable] == f"preset {name}"
 
@@ -210,13 +211,13 @@ def test_layers_win_in_their_order() -> None:
     # In a container the image's variables are in the environment as well.
     environ = image | {"PRESET": "rtx4090-awq", "CONTEXT_LENGTH": "2000", "MODEL_PATH": ""}
     del environ["MODEL_PATH"]
-    settings = {s.name: (s.value, s.source) for s in EngineConfig.from_environ(environ, image).settings}
+    settings = {s.name: (s.value, s.source) for s in plan(environ, image).settings}
     assert settings["CONTEXT_LENGTH"] == ("2000", "environment")
     assert settings["MODEL_NAME"] == ("QuantTrio/GLM-4.7-Flash-AWQ", "preset rtx4090-awq")
     assert settings["MEM_FRACTION_STATIC"] == ("0.85", "image")
     assert settings["SPECULATIVE_ALGORITHM"] == ("", "preset rtx4090-awq")
     assert "SPECULATIVE_NUM_STEPS" not in settings
-    on = EngineConfig.from_environ(environ | {"SPECULATIVE_ALGORITHM": "NGRAM", "MODEL_PATH": "a/b"}, image)
+    on = plan(environ | {"SPECULATIVE_ALGORITHM": "NGRAM", "MODEL_PATH": "a/b"}, image)
     assert "NGRAM" in on.arguments
     assert on.arguments[on.arguments.index("--model-path") + 1] == "a/b"
 
@@ -234,7 +235,7 @@ def test_layers_win_in_their_order() -> None:
 )
 def test_variable_that_was_meant_otherwise_gets_a_warning(name: str, said: str) -> None:
     [warning] = warnings_for({name: "1", "PATH": "/bin", "CONTEXT_LENGTH": "5", "PRESET": "h100"})
-    assert warning.startswith(f"{name} is ignored: it is no option of SGLang 0.5.23; ")
+    assert warning.startswith(f"{name} is ignored: it is not an option of SGLang 0.5.23; ")
     assert said in warning
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from tests.worker.harness import REPOSITORY
+from scripts.worker_process import REPOSITORY
+
+SDK_ROOM = REPOSITORY / "serverless" / "runpod.py"
 
 # For each piece: None for a value, else the parameters that the worker gives it.
 PIECES: dict[tuple[str, str], tuple[str, ...] | None] = {
@@ -57,18 +59,19 @@ def assert_takes(function: Any, given: tuple[str, ...]) -> None:
 
 def test_no_other_file_imports_the_sdk_and_this_one_nothing_else() -> None:
     imported: set[tuple[str, str]] = set()
-    for path in REPOSITORY.glob("*.py"):
+    rooms = ("common", "gateway", "serverless", "sglang_engine")
+    for path in [*REPOSITORY.glob("*.py"), *(path for room in rooms for path in (REPOSITORY / room).glob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 assert not any(alias.name.partition(".")[0] == "runpod" for alias in node.names), path.name
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "runpod":
-                assert path.name == "runpod_sdk.py", path.name
+                assert path == SDK_ROOM, path.name
                 imported |= {(node.module or "", alias.name) for alias in node.names}
     assert imported == set(PIECES)
 
 
 def test_docstring_names_each_piece() -> None:
-    docstring = ast.get_docstring(ast.parse((REPOSITORY / "runpod_sdk.py").read_text(encoding="utf-8"))) or ""
+    docstring = ast.get_docstring(ast.parse(SDK_ROOM.read_text(encoding="utf-8"))) or ""
     listed = set()
     for line in docstring.splitlines():
         if line.startswith("runpod."):

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.worker.harness import Platform, Worker, running_platform, running_worker
+from scripts.worker_process import Platform, Worker, running_platform, running_worker
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from local_runpod import JobState, RawJson
+from scripts.worker_process import SCRIPTED_ENGINE, Platform, Worker, running_platform, running_worker
+from tests.answers import error_of
 from tests.unit.test_build_request import BAD_ROUTES, FORBIDDEN_ROUTES
-from tests.worker.harness import SCRIPTED_ENGINE, Platform, Worker, error_of, running_platform, running_worker
 
 pytestmark = pytest.mark.anyio
 

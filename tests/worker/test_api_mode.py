@@ -13,7 +13,8 @@ import httpx
 import openai
 import pytest
 
-from tests.worker.harness import Worker, events_of, free_port, start_worker, until_api_is_ready
+from scripts.worker_process import Worker, free_port, start_worker, until_api_is_ready
+from tests.answers import events_of
 
 pytestmark = pytest.mark.anyio
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from local_runpod import Job, JobState
-from tests.worker.harness import Platform, Worker, error_of, events_of, running_worker
+from scripts.worker_process import Platform, Worker, running_worker
+from tests.answers import error_of, events_of
 
 pytestmark = pytest.mark.anyio
 

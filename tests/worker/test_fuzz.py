@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from local_runpod import Job, JobState, RawJson
+from scripts.worker_process import Platform, Worker, running_worker
+from tests.answers import error_of
 from tests.unit.test_build_request import BAD_ROUTES, FORBIDDEN_ROUTES
-from tests.worker.harness import Platform, Worker, error_of, running_worker
 
 pytestmark = pytest.mark.anyio
 

@@ -11,11 +11,7 @@ import pytest
 
 from local_runpod import JobState
 from local_runpod.jobs import Job
-from tests.worker.harness import (
-    Platform,
-    running_worker,
-    start_worker,
-)
+from scripts.worker_process import Platform, running_worker, start_worker
 
 pytestmark = pytest.mark.anyio
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.worker.harness import events_of, start_worker, text_of
+from scripts.worker_process import start_worker
+from tests.answers import events_of, text_of
 
 pytestmark = pytest.mark.anyio
 

@@ -13,10 +13,10 @@ import httpx
 import pytest
 
 import serverless
+from common.web_server import serving
 from local_runpod import JobState
-from tests.worker.harness import REPOSITORY, Platform, Worker, free_port, running_platform, start_worker
+from scripts.worker_process import REPOSITORY, Platform, Worker, free_port, running_platform, start_worker
 from tests.worker.waverless import Waverless
-from web_server import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -107,7 +107,7 @@ async def ask(worker: Worker, url: str, job_input: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("handler", "message"), [("raises", "the worker failed to handle this job"), ("no_json", "it is no JSON")]
+    ("handler", "message"), [("raises", "the worker failed to handle this job"), ("no_json", "it is not JSON")]
 )
 async def test_failure_is_reported_without_user_content(platform: Platform, handler: str, message: str) -> None:
     async with running(handler, platform=platform) as worker:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from local_runpod import JobState
-from tests.worker.harness import Platform, Worker, events_of, text_of
+from scripts.worker_process import Platform, Worker
+from tests.answers import events_of, text_of
 
 pytestmark = pytest.mark.anyio
 

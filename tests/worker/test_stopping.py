@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from local_runpod import JobState
-from processes import is_alive
-from tests.worker.harness import Platform, error_of, events_of, running_worker, start_worker
+from scripts.worker_process import Platform, running_worker, start_worker
+from sglang_engine.posix import is_alive
+from tests.answers import error_of, events_of
 
 pytestmark = pytest.mark.anyio
 

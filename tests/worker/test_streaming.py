@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway.sse import MAX_BATCH_BYTES
 from local_runpod import JobState
-from streaming import MAX_BATCH_BYTES
-from tests.worker.harness import Platform, Worker, events_of
+from scripts.worker_process import Platform, Worker
+from tests.answers import events_of
 
 pytestmark = pytest.mark.anyio
 

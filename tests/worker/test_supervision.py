@@ -13,22 +13,15 @@ from typing import Any
 
 import pytest
 
-from engine import EngineConfig
-from engine_process import Engine
+from common.masking import Mask
+from engine import plan
 from local_runpod import JobState
-from masking import Mask
-from processes import is_alive, name_of
-from settings import Settings
-from supervisor import State, Supervisor
-from tests.worker.harness import (
-    SCRIPTED_ENGINE,
-    Platform,
-    Worker,
-    error_of,
-    events_of,
-    free_port,
-    running_worker,
-)
+from scripts.worker_process import SCRIPTED_ENGINE, Platform, Worker, free_port, running_worker
+from sglang_engine.posix import is_alive, name_of
+from sglang_engine.process import Engine
+from sglang_engine.settings import EngineSettings
+from sglang_engine.supervisor import State, Supervisor
+from tests.answers import error_of, events_of
 
 pytestmark = pytest.mark.anyio
 
@@ -62,9 +55,9 @@ async def supervisor(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Superviso
     monkeypatch.syspath_prepend(SCRIPTED_ENGINE)
     monkeypatch.setenv("PYTHONPATH", str(SCRIPTED_ENGINE))
     monkeypatch.setenv("SCRIPTED_ENGINE", '{"scheduler": true}')
-    config = EngineConfig.from_environ({"PORT": str(free_port())})
+    launch = plan({"PORT": str(free_port())})
     environ = {"ENGINE_MAX_RESTARTS": "100", "ENGINE_RESTART_WINDOW_SECONDS": "0.01"}
-    async with Supervisor(Engine(config, Mask()), Settings.from_environ(environ)) as supervisor:
+    async with Supervisor(Engine(launch, Mask()), EngineSettings.from_environ(environ)) as supervisor:
         yield supervisor
 
 

@@ -10,10 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
+from common.web_server import serving
 from local_runpod import Job, JobState
-from tests.worker.harness import Worker, error_of, free_port, start_worker
+from scripts.worker_process import Worker, free_port, start_worker
+from tests.answers import error_of
 from tests.worker.waverless import Waverless
-from web_server import serving
 
 pytestmark = pytest.mark.anyio
 

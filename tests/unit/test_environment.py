@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from platforms import PlatformName, detect, translate
+from serverless.environment import PlatformName, detect, translate
 
 WAVERLESS = {
     "WAVERLESS_ENDPOINT_ID": "glm",

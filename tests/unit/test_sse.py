@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming import FULL_CHUNK_BYTES, EventFramer, EventTooLargeError, Pacer, batches
+from gateway.sse import FULL_CHUNK_BYTES, EventFramer, EventTooLargeError, Pacer, batches
 
 TRICKY = 'data: {"text":"서울 👋 \u2028 \u2029 \u0085 \x0b"}\n\n'.encode()
 EVENTS = [b'data: {"a":1}\n\n', TRICKY, b"event: x\ndata: 1\ndata: 2\n\n", b": comment\n\n", b"data: [DONE]\n\n"]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-import model_cache
-from engine import EngineConfig, child_environ
-from model_cache import DownloadWatch, find_model
+from common.web_server import serving
+from engine import plan
+from sglang_engine import hub
+from sglang_engine.hub import DownloadWatch, find_model
+from sglang_engine.launch import Launch
 from tests.hub import Hub
-from web_server import serving
 
 pytestmark = pytest.mark.anyio
 
@@ -105,44 +106,44 @@ def test_snapshot_without_references_is_taken_as_it_is(tmp_path: Path) -> None:
     ],
 )
 def test_downloads_go_where_hugging_face_s_library_puts_them(environ: dict[str, str], folder: str) -> None:
-    assert model_cache.caches(environ)[-1] == Path(folder)
-    assert model_cache.caches(environ, "/d")[-1] == Path("/d")
-    assert model_cache.caches(environ)[:2] == [model_cache.BAKED_CACHE, model_cache.RUNPOD_CACHE]
+    assert hub.caches(environ)[-1] == Path(folder)
+    assert hub.caches(environ, "/d")[-1] == Path("/d")
+    assert hub.caches(environ)[:2] == [hub.BAKED_CACHE, hub.RUNPOD_CACHE]
 
 
-Started = Callable[..., EngineConfig]
+Started = Callable[..., Launch]
 
 
 @pytest.fixture
 def started(tmp_path: Path) -> Started:
-    def start(**environ: str) -> EngineConfig:
+    def start(**environ: str) -> Launch:
         variables = {"HF_HUB_CACHE": str(tmp_path)} | environ
-        return EngineConfig.from_environ(variables).with_models_on_disk(variables)
+        return plan(variables).with_models_on_disk(variables)
 
     return start
 
 
-def value_of(config: EngineConfig, flag: str) -> str:
-    return config.arguments[config.arguments.index(flag) + 1]
+def value_of(launch: Launch, flag: str) -> str:
+    return launch.arguments[launch.arguments.index(flag) + 1]
 
 
 def test_engine_starts_offline_from_the_snapshot(tmp_path: Path, started: Started) -> None:
     snapshot = put(tmp_path, WHOLE)
-    config = started()
-    assert value_of(config, "--model-path") == str(snapshot)
-    assert value_of(config, "--served-model-name") == "glm-4.7-flash"
-    assert config.is_offline
-    assert child_environ({}, is_offline=True)["HF_HUB_OFFLINE"] == "1"
-    assert config.download_watch({"HF_HUB_CACHE": str(tmp_path)}) is None
+    launch = started()
+    assert value_of(launch, "--model-path") == str(snapshot)
+    assert value_of(launch, "--served-model-name") == "glm-4.7-flash"
+    assert launch.is_offline
+    assert launch.child_environ({})["HF_HUB_OFFLINE"] == "1"
+    assert launch.download_watch({"HF_HUB_CACHE": str(tmp_path)}) is None
 
 
 def test_engine_completes_what_is_half_downloaded(tmp_path: Path, started: Started) -> None:
     put(tmp_path, WHOLE[:4])
-    config = started()
-    assert value_of(config, "--model-path") == MODEL
-    assert not config.is_offline
-    assert "HF_HUB_OFFLINE" not in child_environ({}, is_offline=False)
-    assert config.download_watch({"HF_HUB_CACHE": str(tmp_path)}) is not None
+    launch = started()
+    assert value_of(launch, "--model-path") == MODEL
+    assert not launch.is_offline
+    assert "HF_HUB_OFFLINE" not in launch.child_environ({})
+    assert launch.download_watch({"HF_HUB_CACHE": str(tmp_path)}) is not None
 
 
 def test_model_keeps_its_name_in_a_folder(tmp_path: Path, started: Started) -> None:
@@ -153,8 +154,8 @@ def test_model_keeps_its_name_in_a_folder(tmp_path: Path, started: Started) -> N
 @pytest.mark.parametrize("extra", [f"--model-path {MODEL}", f"--model={MODEL}", f"--model-path={MODEL}"])
 def test_model_of_the_extra_arguments_is_found_too(tmp_path: Path, started: Started, extra: str) -> None:
     snapshot = put(tmp_path, WHOLE)
-    config = started(MODEL_NAME="other/model", SGLANG_EXTRA_ARGS=extra)
-    assert str(snapshot) in config.arguments[-1]
+    launch = started(MODEL_NAME="other/model", SGLANG_EXTRA_ARGS=extra)
+    assert str(snapshot) in launch.arguments[-1]
 
 
 @pytest.mark.parametrize(
@@ -170,15 +171,15 @@ def test_engine_is_online_while_anything_else_is_on_the_hub(
     tmp_path: Path, started: Started, more: dict[str, str]
 ) -> None:
     snapshot = put(tmp_path, WHOLE)
-    config = started(**more)
-    assert value_of(config, "--model-path") == str(snapshot)
-    assert not config.is_offline
+    launch = started(**more)
+    assert value_of(launch, "--model-path") == str(snapshot)
+    assert not launch.is_offline
 
 
 def test_folder_needs_no_hub(tmp_path: Path, started: Started) -> None:
-    config = started(MODEL_NAME=str(tmp_path))
-    assert value_of(config, "--model-path") == str(tmp_path)
-    assert config.is_offline
+    launch = started(MODEL_NAME=str(tmp_path))
+    assert value_of(launch, "--model-path") == str(tmp_path)
+    assert launch.is_offline
 
 
 async def test_download_tells_how_much_has_come(tmp_path: Path) -> None:
@@ -186,9 +187,9 @@ async def test_download_tells_how_much_has_come(tmp_path: Path) -> None:
     source.mkdir()
     (source / "model.safetensors").write_bytes(b"x" * 4_000_000)
     (source / "model.bin").write_bytes(b"x" * 9_000_000)
-    hub = Hub(MODEL, source)
-    blobs = model_cache.model_folder(cache, MODEL) / "blobs"
-    async with serving(hub.app(), "127.0.0.1", 0) as port:
+    server = Hub(MODEL, source)
+    blobs = hub.model_folder(cache, MODEL) / "blobs"
+    async with serving(server.app(), "127.0.0.1", 0) as port:
         watch = DownloadWatch(MODEL, None, cache, {"HF_ENDPOINT": f"http://127.0.0.1:{port}"})
         assert await watch.progress() is None
         blobs.mkdir(parents=True)
@@ -201,7 +202,7 @@ async def test_download_tells_how_much_has_come(tmp_path: Path) -> None:
 
 
 async def test_download_is_told_of_without_the_hub_s_help_too(tmp_path: Path) -> None:
-    blobs = model_cache.model_folder(tmp_path, MODEL) / "blobs"
+    blobs = hub.model_folder(tmp_path, MODEL) / "blobs"
     blobs.mkdir(parents=True)
     watch = DownloadWatch(MODEL, None, tmp_path, {"HF_ENDPOINT": "http://127.0.0.1:9"})
     await watch.progress()

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 import httpx
 import pytest
 
-from engine_transport import EngineTransport
+from sglang_engine.transport import EngineTransport
 
 pytestmark = pytest.mark.anyio
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from functions import as_job_handler, is_generator
-from job_loop import Job
+from serverless.adapters import as_job_handler, is_generator
+from serverless.service import Job
 
 pytestmark = pytest.mark.anyio
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from common.variables import VARIABLES
 from engine import DEFAULTS, EXTRA_ARGS, OPTIONS, configure
-from job_input import build_request
-from presets import PRESETS
-from settings import VARIABLES
+from gateway.request import build_request
+from sglang_engine.presets import PRESETS
 
 FOLDER = Path(__file__).parents[2] / ".runpod"
 HUB = json.loads((FOLDER / "hub.json").read_text())
@@ -45,8 +45,8 @@ def test_defaults_are_the_worker_s() -> None:
 
 def test_defaults_of_the_listing_leave_a_preset_its_way() -> None:
     defaults = {key: str(setting["default"]) for key, setting in SETTINGS.items() if "default" in setting}
-    config, _ = configure(defaults | {"PRESET": "l40s-fp8"}, DEFAULTS)
-    assert config.arguments[config.arguments.index("--model-path") + 1] == "mratsim/GLM-4.7-Flash-FP8"
+    launch = configure(defaults | {"PRESET": "l40s-fp8"}, DEFAULTS)
+    assert launch.arguments[launch.arguments.index("--model-path") + 1] == "mratsim/GLM-4.7-Flash-FP8"
 
 
 def test_presets_name_the_worker_s() -> None:

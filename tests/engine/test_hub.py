@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from common.web_server import serving
 from embedded.conversations import conversation
 from embedded.environment import MODEL_FOLDER, engine_environment
-from model_cache import find_model
+from scripts.worker_process import Worker, start_worker
+from sglang_engine.hub import find_model
 from tests.hub import Hub
-from tests.worker.harness import Worker, start_worker
-from web_server import serving
 
 pytestmark = pytest.mark.anyio
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import Arguments, parse_arguments
+from serverless.arguments import Arguments, parse_arguments
 
 JOB = {"id": "local_test", "input": {"messages": []}}
 WORKER = {"RUNPOD_WEBHOOK_GET_JOB": "https://x"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from diagnosis import CAUSES, describe_exit, explain
+from sglang_engine.failure_causes import CAUSES, describe_exit, explain
 
 # Real last words: of SGLang 0.5.23, PyTorch 2.x, huggingface_hub 1.x and transformers 5.x.
 LAST_WORDS = [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wire_json import KEPT_LEVELS, cut_to_depth, parse_tolerantly
+from serverless.tolerant_json import KEPT_LEVELS, cut_to_depth, parse_tolerantly
 
 pytestmark = pytest.mark.anyio
 

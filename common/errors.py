@@ -1,0 +1,82 @@
+"""The errors that every room knows.
+
+JobError               what a failed job says, whatever went wrong: one error in OpenAI's shape
+├── UnavailableError   503: nobody is there to answer
+└── AnswerCutOffError  502: the answer stopped before it was complete
+StartError             what answers jobs did not start
+
+The platform takes an error as a string only; a nested object would reach the client as a Python `repr`. So a failed
+job's error is its object as JSON text.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from http import HTTPStatus
+from typing import Any
+
+# https://platform.openai.com/docs/guides/error-codes, as the `openai` client's exceptions know them.
+_TYPES: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: "authentication_error",
+    HTTPStatus.FORBIDDEN: "permission_error",
+    HTTPStatus.NOT_FOUND: "not_found_error",
+    HTTPStatus.TOO_MANY_REQUESTS: "rate_limit_error",
+}
+
+
+class JobError(Exception):
+    """An error as the client will see it; without a message, a failure of the worker itself.
+
+    code: an HTTP status code. kind: OpenAI's name for the kind of error. param: the field at fault, if one is known.
+    """
+
+    code: int = HTTPStatus.INTERNAL_SERVER_ERROR
+
+    def __init__(
+        self,
+        message: str = "the worker failed to handle this job",
+        *,
+        code: int | None = None,
+        kind: str | None = None,
+        param: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = int(self.code if code is None else code)
+        self.type = kind or _type_of(self.code)
+        self.param = param
+
+    def payload(self) -> dict[str, Any]:
+        """`{"error": {"message", "type", "param", "code"}}`."""
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+
+    def as_json(self) -> str:
+        """The payload as JSON, in ASCII, so that no character of a quoted input can break on its way to the client."""
+        return json.dumps(self.payload())
+
+
+class UnavailableError(JobError):
+    """Nobody is there to answer: the engine is down, or the worker is stopping."""
+
+    code = HTTPStatus.SERVICE_UNAVAILABLE
+
+
+class AnswerCutOffError(JobError):
+    """The answer stopped before it was complete."""
+
+    code = HTTPStatus.BAD_GATEWAY
+
+
+class StartError(Exception):
+    """What answers jobs did not start. The message says why, as far as that can be known."""
+
+
+def type_and_place(exception: BaseException) -> tuple[str, str]:
+    """The parts of an unexpected exception that may be logged: its own text may quote a job's content."""
+    return type(exception).__name__, "".join(traceback.format_tb(exception.__traceback__))
+
+
+def _type_of(status: int) -> str:
+    fallback = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    return _TYPES.get(status, fallback)

@@ -1,0 +1,42 @@
+"""The log: one line a record on standard error, secrets masked."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+from common.masking import Mask
+
+LOG_LEVELS = ("NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR")  # runpod 1.12.0, rp_logger.py
+
+# In Python's words; the SDK's NOTSET logs nothing.
+_PYTHON_LEVELS = {"TRACE": "DEBUG", "WARN": "WARNING", "NOTSET": "CRITICAL"}
+
+
+class MaskingFormatter(logging.Formatter):
+    """Masks the whole line of a record, exceptions included."""
+
+    def __init__(self, format_string: str, mask: Mask) -> None:
+        super().__init__(format_string)
+        self._mask = mask
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The masked line."""
+        return self._mask(super().format(record))
+
+
+def configure_logging(mask: Mask) -> None:
+    """Log to standard error.
+
+    The HTTP libraries stay at WARNING: below it they log every request and its headers.
+    """
+    to_standard_error = logging.StreamHandler(sys.stderr)
+    to_standard_error.setFormatter(MaskingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", mask))
+    logging.basicConfig(handlers=[to_standard_error], level=logging.INFO, force=True)
+    for library in ("httpx", "httpcore", "uvicorn"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def set_log_level(level: str) -> None:
+    """Log the worker's own lines from this level on, one of LOG_LEVELS."""
+    logging.getLogger("worker").setLevel(_PYTHON_LEVELS.get(level, level))

@@ -1,0 +1,90 @@
+"""The worker's own variables, in one table; SGLang's are in engine.py.
+
+Each room reads its own part into a frozen dataclass (`gateway.settings`, `sglang_engine.settings`,
+`serverless.settings`). They stand together here because they are checked together, before anything starts, and because
+`python engine.py --print`, the hints on misspelt names and docs/configuration.md are about all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from common.addresses import is_plain_path
+from common.logs import LOG_LEVELS
+from common.settings import Parser, any_text, count, milliseconds, read, seconds, variable, word
+
+MINUTES = 60
+MIB = 1024 * 1024
+
+# Python's own JSON reader gives up at about 1000 levels; anything deeper than this could not be told from a bomb.
+MAX_JSON_LEVELS = 250
+
+
+def _paths() -> Parser:
+    def parse(names: str) -> frozenset[str]:
+        paths = frozenset(names.replace(",", " ").split())
+        if not all(map(is_plain_path, paths)):
+            raise ValueError(names)
+        return paths
+
+    return "plain paths such as /tokenize, separated by commas or spaces", parse
+
+
+VARIABLES = (
+    variable("MAX_CONCURRENCY", 300, count(), "jobs handled at once"),
+    variable(
+        "REQUEST_TIMEOUT_SECONDS",
+        10 * MINUTES,
+        seconds(),
+        "the longest silence of the engine in the middle of a request",
+    ),
+    variable(
+        "STARTUP_TIMEOUT_SECONDS",
+        30 * MINUTES,
+        seconds(),
+        "the longest wait for the engine to become ready; a first start downloads 62 GB",
+    ),
+    variable("SHUTDOWN_TIMEOUT_SECONDS", 2 * MINUTES, seconds(), "time for jobs in flight to finish once told to stop"),
+    variable("ENGINE_MAX_RESTARTS", 3, count(least=0), "how often a dead engine is started again within the window"),
+    variable("ENGINE_RESTART_WINDOW_SECONDS", 10 * MINUTES, seconds(), "the time in which restarts are counted"),
+    variable("MAX_WAITING_JOBS", 1000, count(least=0), "jobs that may wait while the engine restarts"),
+    variable(
+        "MAX_REQUEST_BYTES",
+        20 * MIB,
+        count(),
+        "the largest request body; RunPod itself takes 10 MB at /run and 20 MB at /runsync",
+    ),
+    variable("MAX_JSON_DEPTH", 100, count(most=MAX_JSON_LEVELS), "how deep arrays and objects may nest in an input"),
+    variable("MAX_N", 128, count(), "the most answers to one prompt (`n`); OpenAI's API takes up to 128"),
+    variable("ALLOWED_ROUTES", "", _paths(), "paths on the engine that are open to clients beside the usual ones"),
+    variable(
+        "STREAM_FLUSH_MS",
+        100,
+        milliseconds(most=10_000),
+        "the least time between two outputs of a stream while a hundred are running; with more streams longer, with "
+        "fewer shorter, so that all together send at most 100,000 / STREAM_FLUSH_MS outputs a second; 0: no limit",
+    ),
+    variable("LOCAL_API_KEY", "", any_text(), "what clients of the API on this machine must show; empty: nothing"),
+    variable("WAVERLESS_HEALTH_PORT", 8000, count(most=65535), "the port of `GET /health`, served on Waverless alone"),
+    variable("RUNPOD_LOG_LEVEL", "INFO", word(LOG_LEVELS), "the least that is logged, in the SDK's words"),
+    variable("RUNPOD_DEBUG_LEVEL", "", word(LOG_LEVELS), "the older name of RUNPOD_LOG_LEVEL, which wins"),
+)
+
+# What Waverless sets (WaveSpeed's platform; most of its providers set RunPod's twins too).
+WAVERLESS_VARIABLES = (
+    "WAVERLESS_ENDPOINT_ID",
+    "WAVERLESS_API_KEY",
+    "WAVERLESS_PING_INTERVAL",
+    "WAVERLESS_LOG_LEVEL",
+    "WAVERLESS_WEBHOOK_GET_JOB",
+    "WAVERLESS_WEBHOOK_POST_OUTPUT",
+    "WAVERLESS_WEBHOOK_POST_STREAM",
+    "WAVERLESS_WEBHOOK_PING",
+    "WAVERLESS_POD_ID",
+)
+
+
+def read_variables(environ: Mapping[str, str]) -> dict[str, Any]:
+    """The values of all of them, by name. Raises ConfigurationError with every problem at once."""
+    return read(VARIABLES, environ)

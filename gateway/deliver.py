@@ -1,0 +1,143 @@
+"""The way of one request to the engine and back: sent, sent once more when its engine dies, its errors mapped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import AbstractAsyncContextManager, aclosing
+from functools import lru_cache
+from http import HTTPStatus
+
+import httpx
+
+from common.errors import AnswerCutOffError, JobError, UnavailableError, type_and_place
+from gateway import response, sse
+from gateway.errors import EngineTimeoutError, UpstreamError, from_response
+from gateway.request import UpstreamRequest
+from gateway.response import ErrorEvent, Output
+from sglang_engine.supervisor import Exchange, Supervisor
+from sglang_engine.transport import EngineTransport
+
+log = logging.getLogger("worker.gateway")
+
+# uvicorn, under SGLang, closes a connection after 5 idle seconds (SGLANG_TIMEOUT_KEEP_ALIVE). Ours must go first, or a
+# request can meet a connection that is just being closed.
+KEEPALIVE_SECONDS = 2.0
+CONNECT_TIMEOUT_SECONDS = 10.0
+
+
+def create_client(base_url: str, *, api_key: str | None, request_timeout_seconds: float) -> httpx.AsyncClient:
+    """The one client of a worker's engine."""
+    headers = {"Accept-Encoding": "identity"}  # streams are framed as they come
+    if api_key:
+        headers["Authorization"] = f"Bearer {api_key}"
+    url = httpx.URL(base_url)
+    return httpx.AsyncClient(
+        base_url=url,
+        headers=headers,
+        timeout=httpx.Timeout(request_timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS, pool=None),
+        transport=EngineTransport(url.host, url.port or 80, keepalive_seconds=KEEPALIVE_SECONDS),
+        trust_env=False,
+    )
+
+
+class Upstream:
+    """The engine, as requests reach it: through one shared client, under its supervisor's eyes."""
+
+    def __init__(self, client: httpx.AsyncClient, supervisor: Supervisor, *, stream_flush_seconds: float) -> None:
+        """stream_flush_seconds: see `sse.Pacer`."""
+        self._client = client
+        self._supervisor = supervisor
+        self._pacer = sse.Pacer(stream_flush_seconds)
+        self._url = lru_cache(maxsize=64)(client.base_url.join)  # httpx would parse it anew for each request
+
+    async def deliver(self, request: UpstreamRequest) -> AsyncGenerator[Output, None]:
+        """The outputs of a request: strings of whole events while the engine streams, or one parsed answer.
+
+        When its engine dies before the first output, the request is sent to the next engine, once. Closing this
+        generator closes the connection, which is how a generation is aborted.
+
+        Raises JobError, ErrorEvent for an error inside the stream, and httpx.TransportError; `as_job_error` has what
+        they mean to the client.
+        """
+        for _ in range(2):
+            async with self._supervisor.exchange() as exchange:
+                sent = False
+                try:
+                    async with aclosing(self._forward(request, exchange)) as outputs:
+                        async for output in outputs:
+                            sent = True
+                            yield output
+                    return
+                except (httpx.TransportError, JobError, ErrorEvent) as error:
+                    if not await _died_of_its_engine(error, exchange):
+                        raise
+                    reason = await exchange.reason_of_loss()
+                    if sent:
+                        raise AnswerCutOffError(f"the answer was cut off: {reason}") from error
+        raise UnavailableError(f"the engine died under this job, and again when it was sent once more: {reason}")
+
+    async def _forward(self, request: UpstreamRequest, exchange: Exchange) -> AsyncGenerator[Output, None]:
+        async with self._send(request) as answer:
+            exchange.progressed()
+            if answer.status_code >= HTTPStatus.MULTIPLE_CHOICES:
+                raise from_response(answer.status_code, await answer.aread())
+            content_type = answer.headers.get("Content-Type", "")
+            if content_type.startswith("text/event-stream"):
+                async with aclosing(response.events(_Observed(answer.aiter_raw(), exchange), self._pacer)) as outputs:
+                    async for output in outputs:
+                        yield output
+            else:
+                yield response.parsed(await answer.aread(), is_json=content_type.startswith("application/json"))
+
+    def _send(self, request: UpstreamRequest) -> AbstractAsyncContextManager[httpx.Response]:
+        headers = {"Content-Type": "application/json"} if request.body else {}
+        return self._client.stream(request.method, self._url(request.path), content=request.body, headers=headers)
+
+
+async def _died_of_its_engine(error: Exception, exchange: Exchange) -> bool:
+    """Whether a request failed because its engine died; a silent engine that turns out to be wedged is killed here."""
+    match error:
+        case httpx.ReadTimeout():
+            return await exchange.engine_is_wedged()
+        case httpx.TransportError() | AnswerCutOffError():
+            return await exchange.engine_gets_lost()
+        case UpstreamError(code=code) if code < HTTPStatus.INTERNAL_SERVER_ERROR:
+            return False
+        case _:
+            return exchange.engine_is_lost
+
+
+class _Observed:
+    """Chunks as they come, each noted as a sign of life. Not a generator, which would cost more a chunk."""
+
+    def __init__(self, chunks: AsyncIterator[bytes], exchange: Exchange) -> None:
+        self._chunks = chunks
+        self._exchange = exchange
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    def __anext__(self) -> Awaitable[bytes]:
+        self._exchange.progressed()  # whoever asks for the next chunk has got the last
+        return self._chunks.__anext__()
+
+
+def as_job_error(exception: Exception, *, request_timeout_seconds: float) -> JobError:
+    """What a client is told of an exception that `Upstream.deliver` or `build_request` has raised."""
+    match exception:
+        case JobError():
+            return exception
+        case ErrorEvent():
+            return exception.error
+        case httpx.ConnectError() | httpx.ConnectTimeout():
+            return UnavailableError("the engine cannot be reached")
+        case httpx.ReadTimeout():
+            return EngineTimeoutError(f"the engine sent nothing for {request_timeout_seconds:g} s")
+        case httpx.TransportError():
+            return AnswerCutOffError("the connection to the engine broke before the answer was complete")
+        case sse.EventTooLargeError():
+            return AnswerCutOffError(str(exception))
+        case _:
+            log.error("unexpected %s in the handler:\n%s", *type_and_place(exception))
+            return JobError()

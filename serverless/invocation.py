@@ -1,0 +1,54 @@
+"""How this process was started: its command line, the platform it is on, the secrets that it was given."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from typing import NoReturn
+
+from common.logs import configure_logging
+from common.masking import Mask
+from common.settings import ConfigurationError
+from serverless import environment
+from serverless.arguments import Arguments, parse_arguments
+from serverless.environment import PlatformName
+
+log = logging.getLogger("worker.serverless")
+
+# 0: told to stop, or a job answered. 1: the engine, the machine or a job failed. 2: wrong settings or command line.
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """What is known before any setting is read."""
+
+    arguments: Arguments
+    platform: PlatformName
+    mask: Mask
+
+    def refuse(self, error: ConfigurationError) -> NoReturn:
+        """End the process with code 2, every problem in the log."""
+        for problem in error.problems:
+            log.error("%s", problem)
+        sys.exit(EXIT_USAGE)
+
+
+def read_invocation(argv: list[str]) -> Invocation:
+    """Read the command line and the environment, and begin to log.
+
+    Waverless's variables are set as RunPod's, which RunPod's SDK reads when it is imported. Ends the process with code
+    2 and one line for a wrong command line.
+    """
+    platform = environment.detect(os.environ)
+    os.environ.update(environment.translate(os.environ))
+    arguments = parse_arguments(argv, os.environ)
+    if arguments.log_level:
+        os.environ["RUNPOD_LOG_LEVEL"] = arguments.log_level
+    if arguments.test_job is not None or arguments.serve_api:
+        platform = PlatformName.LOCAL
+    mask = Mask.from_environ(os.environ)
+    configure_logging(mask)
+    return Invocation(arguments, platform, mask)

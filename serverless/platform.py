@@ -1,0 +1,68 @@
+"""What a platform is to the job loop: where jobs come from and answers go, and in which form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from serverless.service import Job
+
+
+class PlatformError(Exception):
+    """A call to the platform failed. status: of its answer, None where there was none.
+
+    never: whether there is no point in trying, because what should be sent cannot be encoded.
+    """
+
+    def __init__(self, reason: str, status: int | None = None, *, never: bool = False) -> None:
+        super().__init__(reason)
+        self.status = status
+        self._never = never
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the same call can never succeed: the platform understood, and refused."""
+        refused = self.status is not None and 400 <= self.status < 500 and self.status not in (408, 425, 429)
+        return refused or self._never
+
+
+class Platform(Protocol):
+    """Where jobs come from and answers go. All but `begun` and `ended` raise PlatformError."""
+
+    async def take(self, most: int) -> list[Job]:
+        """Wait for jobs; up to `most` of them, or none."""
+
+    async def stopped_jobs(self) -> list[str] | None:
+        """Wait for the ids of jobs to stop; None on a platform that never says."""
+
+    async def post_output(self, job: Job, output: Any) -> None:
+        """Send one output of a job that goes on."""
+
+    async def post_result(self, job: Job, result: dict[str, Any]) -> None:
+        """Send the end of a job: its `output` or its `error`."""
+
+    def begun(self, job_id: str) -> None:
+        """Count a job as in progress."""
+
+    def ended(self, job_id: str) -> None:
+        """Stop counting it."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """In which form a job's outputs go to the platform.
+
+    streamed: whether each is sent as it comes. result: the job's result, made of all of them.
+    """
+
+    streamed: bool
+    result: Callable[[list[Any]], Any]
+
+
+def the_only_one(outputs: list[Any]) -> Any:
+    """The result of a handler that yields one output."""
+    return outputs[0] if outputs else None
+
+
+STREAMED = Delivery(streamed=True, result=list)

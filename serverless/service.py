@@ -1,0 +1,43 @@
+"""What answers jobs, as the modes see it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
+
+from common.errors import JobError
+
+Job = dict[str, Any]
+"""A job as the platform hands it over: `{"id": text, "input": anything, …}`."""
+
+JobHandler = Callable[[Job], AsyncGenerator[Any, None]]
+"""An async generator function of a job. It yields outputs; `{"error": text}` is the last one of a failed job."""
+
+
+@dataclass(frozen=True)
+class Service:
+    """What answers jobs while a lifespan lasts.
+
+    handler: answers each job.
+    wait_until_ready: returns while jobs should be taken; raises JobError when they never will be again.
+    wait_for_failure: returns the reason once the service breaks for good.
+    error_event: an error in the form in which a broken-off stream ends; None where outputs have no such form.
+    """
+
+    handler: JobHandler
+    wait_until_ready: Callable[[], Coroutine[Any, Any, None]]
+    wait_for_failure: Callable[[], Coroutine[Any, Any, str]]
+    error_event: Callable[[JobError], str] | None = None
+
+
+Lifespan = Callable[[], AbstractAsyncContextManager[Service]]
+"""Starts what answers jobs; ends it. Raises StartError where it does not start."""
+
+
+def error_of(output: Any) -> str | None:
+    """The error text where an output is a handler's report of failure, else None."""
+    if isinstance(output, dict) and output.get("error"):
+        return str(output["error"])
+    return None

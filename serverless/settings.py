@@ -1,0 +1,32 @@
+"""What a user may set of a worker, whatever its handler does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from common.variables import read_variables
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """This room's part of the worker's variables (`common.variables`), by their names and meanings there."""
+
+    max_concurrency: int
+    shutdown_timeout_seconds: float
+    local_api_key: str | None
+    waverless_health_port: int
+    log_level: str
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> WorkerSettings:
+        """Read the settings. Raises ConfigurationError with every problem at once."""
+        values = read_variables(environ)
+        log_level = environ.get("RUNPOD_LOG_LEVEL", "").strip() and values["RUNPOD_LOG_LEVEL"]
+        return cls(
+            max_concurrency=values["MAX_CONCURRENCY"],
+            shutdown_timeout_seconds=values["SHUTDOWN_TIMEOUT_SECONDS"],
+            local_api_key=values["LOCAL_API_KEY"],
+            waverless_health_port=values["WAVERLESS_HEALTH_PORT"],
+            log_level=log_level or values["RUNPOD_DEBUG_LEVEL"] or values["RUNPOD_LOG_LEVEL"],
+        )

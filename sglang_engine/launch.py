@@ -1,0 +1,89 @@
+"""The result of planning: what to run as the engine, and how to reach it. A plain value; engine.py makes it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from common.addresses import url_of
+from sglang_engine import hub
+from sglang_engine.hub import DownloadWatch, HubModel
+from sglang_engine.options import masked, values_of, with_value
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A variable that counts, its value, and where it came from: `default`, `image`, `preset …` or `environment`."""
+
+    name: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A checked configuration of the engine."""
+
+    arguments: tuple[str, ...]
+    """SGLang's launch arguments, after `python -m sglang.launch_server`."""
+
+    settings: tuple[Setting, ...]
+    """The variables that they come from."""
+
+    host: str
+    port: int
+    served_model_name: str
+    api_key: str | None = None
+
+    models: tuple[HubModel, ...] = ()
+    """What it needs from the hub."""
+
+    download_folder: str | None = None
+    """SGLang's --download-dir."""
+
+    def with_models_on_disk(self, environ: Mapping[str, str]) -> Launch:
+        """The same with a folder in place of each model that is on disk as a whole; the others stay in `models`."""
+        where = hub.caches(environ, self.download_folder)
+        arguments, missing = list(self.arguments), []
+        for model in self.models:
+            folder = model.flag and hub.find_model(model.repository, model.revision, where)
+            if folder:
+                arguments = with_value(arguments, model.flag, str(folder))
+            else:
+                missing.append(model)
+        if len(missing) < len(self.models) and "--served-model-name" not in dict(values_of(arguments)):
+            arguments += ["--served-model-name", self.served_model_name]  # else SGLang would take the folder's
+        return replace(self, arguments=tuple(arguments), models=tuple(missing))
+
+    @property
+    def is_offline(self) -> bool:
+        """Whether the engine needs nothing from the hub: then no start asks it for anything."""
+        return not self.models
+
+    @property
+    def base_url(self) -> str:
+        """Where this machine reaches the engine."""
+        return url_of(self.host, self.port)
+
+    def download_watch(self, environ: Mapping[str, str]) -> DownloadWatch | None:
+        """A watch on the download of the model, None where none is needed."""
+        model = next((model for model in self.models if model.flag == "--model-path"), None)
+        if model is None:
+            return None
+        where = hub.caches(environ, self.download_folder)[-1]
+        return DownloadWatch(model.repository, model.revision, where, environ)
+
+    def command(self) -> list[str]:
+        """The engine's command line, for this Python."""
+        return [sys.executable, "-m", "sglang.launch_server", *self.arguments]
+
+    def shown_command(self) -> str:
+        """The command line as a log may show it, secrets masked."""
+        return shlex.join(masked(self.command()))
+
+    def child_environ(self, environ: Mapping[str, str]) -> dict[str, str]:
+        """The engine's environment: ours, with a `/health` that does not generate tokens but still means warm."""
+        offline = {"HF_HUB_OFFLINE": "1"} if self.is_offline else {}
+        return {**environ, **offline, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
