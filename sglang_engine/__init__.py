@@ -3,7 +3,8 @@
 - `options`, `presets` and `spelling`: what can be set, and names that were probably meant; engine.py plans with them.
 - `hub`: models on disk, and downloads watched.
 - `launch`: the result of planning, ready to be started.
-- `process`: one life of the child process; `supervisor`: its restarts; `failure_causes`: why it ended.
+- `process`: one life of the child process; `output`: what it writes; `supervisor`: its restarts; `failure_causes`: why
+  it ended.
 - `transport`: the connections to it. `foreground`: SGLang in this process's place, without a worker.
 - `posix`: process groups, parent-death signals, and noticing the end of a process.
 """

@@ -8,11 +8,8 @@ import logging
 import os
 import socket
 import subprocess
-import sys
 import time
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 
 import httpx
@@ -23,6 +20,7 @@ from common.tasks import cancel
 from sglang_engine.errors import EngineError
 from sglang_engine.failure_causes import explain
 from sglang_engine.launch import Launch
+from sglang_engine.output import Output
 from sglang_engine.posix import GroupGuard, group_members, kill_group, name_of, wait_for_exit
 
 log = logging.getLogger("worker.engine")
@@ -42,8 +40,6 @@ VITAL_PREFIX = "sglang::"
 # Where parent and child die together, the parent's own end says more; it has this long to show it.
 _LEADER_SECONDS = 0.05
 
-_TAIL_LINES = 200
-_MAX_LINE_BYTES = 16 * 1024
 _DRAIN_SECONDS = 1.0
 
 
@@ -69,7 +65,7 @@ class Engine:
         self._mask = mask
         self._process: asyncio.subprocess.Process | None = None
         self._guard: GroupGuard | None = None
-        self._output: _Output | None = None
+        self._output: Output | None = None
         self._vital: dict[int, str] = {}
 
     def pids(self) -> list[int]:
@@ -90,7 +86,7 @@ class Engine:
         log.info("starting the engine: %s", launch.shown_command())
         if launch.is_offline:
             log.info("the model is on disk: the engine starts offline")
-        self._output = await _Output.open(self._mask)
+        self._output = await Output.open(self._mask)
         with self._output.writable() as descriptor:
             self._process = await asyncio.create_subprocess_exec(
                 *launch.command(),
@@ -215,64 +211,6 @@ class Engine:
                     said = time.monotonic()
                     log.info("waiting for the engine, %.0f s so far: %s", said - began, seen)
                 await asyncio.sleep(POLL_SECONDS)
-
-
-class _Output:
-    """What the engine writes: copied to standard error, secrets masked, its last lines kept."""
-
-    def __init__(self, mask: Mask, reader: asyncio.StreamReader, transport: asyncio.ReadTransport, write: int) -> None:
-        self._mask = mask
-        self._transport = transport
-        self._write_end = write
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
-        self._copying = asyncio.create_task(self._copy(reader))
-
-    @classmethod
-    async def open(cls, mask: Mask) -> _Output:
-        """Make the pipe, and begin to copy."""
-        read_end, write_end = os.pipe()
-        reader = asyncio.StreamReader()
-        transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
-        )
-        return cls(mask, reader, transport, write_end)
-
-    @contextmanager
-    def writable(self) -> Iterator[int]:
-        """The descriptor for the child to write to; closed on this side at the end."""
-        try:
-            yield self._write_end
-        finally:
-            os.close(self._write_end)
-
-    async def rest(self, timeout_seconds: float) -> str:
-        """The last lines, once everything has been read, or after the timeout."""
-        await asyncio.wait({self._copying}, timeout=timeout_seconds)
-        return "\n".join(self._tail)
-
-    def close(self) -> None:
-        """Stop copying."""
-        self._copying.cancel()
-        self._transport.close()
-
-    async def _copy(self, reader: asyncio.StreamReader) -> None:
-        rest = b""
-        while chunk := await reader.read(_MAX_LINE_BYTES):
-            # Whole lines only, or a secret could slip through in two halves; progress bars end theirs with \r.
-            data = rest + chunk
-            end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-            if not end and len(data) > _MAX_LINE_BYTES:
-                end = len(data)
-            rest = data[end:]
-            self._write(data[:end])
-        self._write(rest)
-
-    def _write(self, data: bytes) -> None:
-        text = self._mask(data.decode("utf-8", "replace"))
-        self._tail.extend(text.splitlines())
-        with suppress(OSError, ValueError):  # nobody reads our log any more; the engine must not stall for that
-            sys.stderr.write(text)
-            sys.stderr.flush()
 
 
 def _is_listening(launch: Launch) -> bool:
