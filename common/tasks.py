@@ -1,14 +1,45 @@
-"""Tasks of asyncio, ended together."""
+"""Tasks of asyncio: ended together, and never in silence."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
+from common.errors import type_and_place
 
-async def cancel(*tasks: asyncio.Task[Any] | None) -> None:
-    """Cancel tasks and return once all have ended. What they raise is dropped; None is skipped."""
+log = logging.getLogger("worker.tasks")
+
+# A task that is cancelled may have to clean up; one that needs longer is left behind, and said to be.
+CANCEL_SECONDS = 10.0
+
+
+async def cancel(*tasks: asyncio.Task[Any] | None, timeout_seconds: float = CANCEL_SECONDS) -> None:
+    """Cancel tasks and return once all have ended. What they raise is dropped; None is skipped.
+
+    A task that does not end in time is named in the log and no longer waited for.
+    """
     running = [task for task in tasks if task is not None]
     for task in running:
         task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+    if not running:
+        return
+    ended, lingering = await asyncio.wait(running, timeout=timeout_seconds)
+    for task in ended:
+        if not task.cancelled():
+            task.exception()  # asked for, or asyncio would report it as never retrieved
+    for task in lingering:
+        log.error("the task %s does not end", task.get_name())
+
+
+def reason_of_end(task: asyncio.Task[Any], what: str) -> str:
+    """A clause on why a task that should not have ended did, with the place of an exception in the log.
+
+    what: names the task's work, as in "taking jobs".
+    """
+    if task.cancelled():
+        return f"{what} was cancelled"
+    if (error := task.exception()) is None:
+        return f"{what} ended"
+    log.error("%s raised %s:\n%s", what, *type_and_place(error))
+    return f"{what} ended with {type(error).__name__}"

@@ -6,22 +6,24 @@ import asyncio
 import logging
 
 from serverless.platform import Platform
-from serverless.polling import LONG_POLL_SECONDS, Poll
+from serverless.polling import Poller
 from serverless.running import Runner
 
 log = logging.getLogger("worker.jobs")
 
+# A platform whose stop channel is not there is asked again now and then: it may only be away.
+NO_CHANNEL_SECONDS = 60.0
+
 
 async def cancel_stopped_jobs(platform: Platform, runner: Runner) -> None:
-    """Listen on the platform's stop channel for as long as this runs; returns where there is none."""
+    """Listen on the platform's stop channel for as long as this runs."""
+    poller, has_channel = Poller("listen for stop signals"), True
     while True:
-        with Poll("listen for stop signals") as poll:
-            async with asyncio.timeout(LONG_POLL_SECONDS):
-                job_ids = await platform.stopped_jobs()
-            if job_ids is None:
+        with poller.poll() as poll:
+            job_ids = await platform.stopped_jobs()
+            if job_ids is None and has_channel:
                 log.warning("this platform has no stop channel: cancelled jobs run to their end")
-                return
-            for job_id in job_ids:
-                poll.found = True
-                runner.cancel(job_id)
-        await asyncio.sleep(poll.pause_seconds)
+            has_channel = job_ids is not None
+            for job_id in job_ids or ():
+                poll.found |= runner.cancel(job_id)
+        await asyncio.sleep(poller.pause_seconds if has_channel else NO_CHANNEL_SECONDS)

@@ -8,20 +8,22 @@ failed, whatever the platform, the handler or a signal does meanwhile.
 - `reporting`: outputs and results, sent until the platform takes them.
 - `cancelling`: jobs that the platform stops.
 - `polling`: what may go wrong in a poll.
+
+Each of its tasks has an owner that learns of its end: the tasks of jobs report what ended them (`Runner`), the two that
+take and cancel jobs are watched by whoever runs the loop (`JobLoop.wait_for_failure`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
-from common.errors import JobError
-from common.tasks import cancel
+from common.tasks import cancel, reason_of_end
 from serverless.cancelling import cancel_stopped_jobs
 from serverless.platform import STREAMED, Delivery, Platform
 from serverless.running import Runner
-from serverless.service import JobHandler
-from serverless.taking import Taker
+from serverless.service import Service
+from serverless.taking import LAST_TAKE_SECONDS, Taker
 
 # When an idle worker is told to stop, a poll in flight may still bring jobs: it is waited for this long.
 LAST_POLL_SECONDS = 1.0
@@ -35,21 +37,17 @@ class JobLoop:
     def __init__(
         self,
         platform: Platform,
-        handler: JobHandler,
+        service: Service,
         *,
         concurrency: Callable[[int], int],
-        wait_until_ready: Callable[[], Awaitable[None]],
-        error_event: Callable[[JobError], str] | None = None,
         delivery: Delivery = STREAMED,
     ) -> None:
-        """What jobs are run with.
-
-        concurrency: from the number of jobs at once so far (1 at first) to the number from now on; asked before each
-        poll, 0 takes no more. wait_until_ready, error_event: see `Service`.
+        """concurrency: from the number of jobs at once so far (1 at first) to the number from now on; asked before each
+        poll, 0 takes no more.
         """
         self._platform = platform
-        self._runner = Runner(platform, handler, delivery=delivery, error_event=error_event)
-        self._taker = Taker(platform, self._runner, concurrency=concurrency, wait_until_ready=wait_until_ready)
+        self._runner = Runner(platform, service, delivery=delivery)
+        self._taker = Taker(platform, self._runner, concurrency=concurrency, wait_until_ready=service.wait_until_ready)
         self._taking: asyncio.Task[None] | None = None
         self._cancelling: asyncio.Task[None] | None = None
 
@@ -58,11 +56,18 @@ class JobLoop:
         """The number of jobs taken and not yet answered."""
         return len(self._runner)
 
-    def start(self) -> asyncio.Task[None]:
-        """Begin to take jobs, and to listen for the platform's stop signals. The task returned ends with the taking."""
-        self._taking = asyncio.create_task(self._taker.take_jobs())
-        self._cancelling = asyncio.create_task(cancel_stopped_jobs(self._platform, self._runner))
-        return self._taking
+    def start(self) -> None:
+        """Begin to take jobs, and to listen for the platform's stop signals."""
+        self._taking = asyncio.create_task(self._taker.take_jobs(), name="taking jobs")
+        self._cancelling = asyncio.create_task(
+            cancel_stopped_jobs(self._platform, self._runner), name="listening for stop signals"
+        )
+
+    async def wait_for_failure(self) -> str:
+        """Return the reason once one of the two has ended by itself, which neither should before `stop`."""
+        tasks = {task for task in (self._taking, self._cancelling) if task is not None}
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return "; ".join(reason_of_end(task, task.get_name()) for task in ended)
 
     async def stop(
         self,
@@ -81,7 +86,7 @@ class JobLoop:
         hurried = asyncio.create_task((hurry or asyncio.Event()).wait())
         await asyncio.wait({finishing, hurried}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
         self._runner.close(reason)
-        await cancel(finishing, hurried, self._taking)
+        await cancel(finishing, hurried, self._taking, timeout_seconds=LAST_TAKE_SECONDS + 1)
         await self._runner.abandon(timeout_seconds=LAST_REPORT_SECONDS)
         await cancel(self._cancelling)
 

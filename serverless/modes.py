@@ -22,7 +22,7 @@ import uvloop
 
 from common.errors import JobError, StartError, UnavailableError
 from common.logs import set_log_level
-from common.tasks import cancel
+from common.tasks import cancel, reason_of_end
 from common.web_server import PortInUseError, serving
 from serverless.arguments import Arguments
 from serverless.environment import PlatformName
@@ -92,7 +92,7 @@ def _delivery(platform: PlatformName, *, streams: bool, aggregates: bool) -> Del
         return Delivery(streamed=False, result=one_object)
     if not streams:
         return Delivery(streamed=False, result=the_only_one)
-    return Delivery(streamed=True, result=list if aggregates else lambda _: [])
+    return Delivery(streamed=True, result=list if aggregates else lambda _: [], is_whole=aggregates)
 
 
 def _run(work: Work, arguments: Arguments) -> int:
@@ -193,14 +193,7 @@ async def _work(work: Work, platform: AbstractAsyncContextManager[Platform]) -> 
         try:
             async with platform as connection, work.lifespan() as service:
                 stop.gracefully = True
-                jobs = JobLoop(
-                    connection,
-                    service.handler,
-                    concurrency=work.concurrency,
-                    wait_until_ready=service.wait_until_ready,
-                    error_event=service.error_event,
-                    delivery=work.delivery,
-                )
+                jobs = JobLoop(connection, service, concurrency=work.concurrency, delivery=work.delivery)
                 return await _take_jobs(service, jobs, work.settings, stop)
         except StartError as error:
             log.error("%s", error)
@@ -212,17 +205,26 @@ async def _work(work: Work, platform: AbstractAsyncContextManager[Platform]) -> 
 
 
 async def _take_jobs(service: Service, jobs: JobLoop, settings: WorkerSettings, stop: Stop) -> int:
-    failure = asyncio.create_task(service.wait_for_failure())
-    told = asyncio.create_task(stop.requested.wait())
-    taking = jobs.start()
+    jobs.start()
     log.info("taking jobs")
-    await asyncio.wait({failure, told, taking}, return_when=asyncio.FIRST_COMPLETED)
+    told = asyncio.create_task(stop.requested.wait())
+    failure = asyncio.create_task(service.wait_for_failure())
+    breakage = asyncio.create_task(jobs.wait_for_failure())
+    await asyncio.wait({told, failure, breakage}, return_when=asyncio.FIRST_COMPLETED)
     if told.done():
-        await cancel(failure)
+        await cancel(failure, breakage)
         log.info("told to stop: finishing %d jobs", jobs.in_flight)
         await jobs.stop(timeout_seconds=settings.shutdown_timeout_seconds, hurry=stop.hurried)
         return EXIT_OK
-    reason = failure.result() if failure.done() else "the job loop broke"
+    reason = _reason(failure if failure.done() else breakage)
+    await cancel(told, failure, breakage)
     log.error("%s; this worker ends, so that the platform replaces it", reason)
     await jobs.stop(timeout_seconds=FAILURE_TIMEOUT_SECONDS, reason=reason)
     return EXIT_FAILED
+
+
+def _reason(task: asyncio.Task[str]) -> str:
+    """The reason that a task has waited for; or why it could not."""
+    if task.cancelled() or task.exception() is not None:
+        return reason_of_end(task, "watching over the jobs")
+    return task.result()

@@ -30,11 +30,14 @@ class PlatformError(Exception):
 class Platform(Protocol):
     """Where jobs come from and answers go. All but `begun` and `ended` raise PlatformError."""
 
-    async def take(self, most: int) -> list[Job]:
-        """Wait for jobs; up to `most` of them, or none."""
+    async def take(self, most: int) -> list[Any]:
+        """Wait for jobs, a long poll at most; up to `most` of them, or none. They are as the platform sent them.
+
+        Once the platform has begun to hand jobs over, being cancelled must not lose them: they are returned then too.
+        """
 
     async def stopped_jobs(self) -> list[str] | None:
-        """Wait for the ids of jobs to stop; None on a platform that never says."""
+        """Wait for the ids of jobs to stop, a long poll at most; None on a platform that has no way to say."""
 
     async def post_output(self, job: Job, output: Any) -> None:
         """Send one output of a job that goes on."""
@@ -53,11 +56,13 @@ class Platform(Protocol):
 class Delivery:
     """In which form a job's outputs go to the platform.
 
-    streamed: whether each is sent as it comes. result: the job's result, made of all of them.
+    streamed: whether each is sent as it comes. result: the job's result, made of all of them. is_whole: whether the
+    result holds every output, so that nothing is lost where one could not be sent.
     """
 
     streamed: bool
     result: Callable[[list[Any]], Any]
+    is_whole: bool = True
 
 
 def the_only_one(outputs: list[Any]) -> Any:

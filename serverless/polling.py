@@ -1,12 +1,14 @@
-"""One poll of the platform: what may go wrong in it, and how long to wait before the next."""
+"""Polls of one channel of the platform: what may go wrong in each, and how long to wait before the next."""
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
+from common.errors import type_and_place
 from serverless.platform import PlatformError
 
 log = logging.getLogger("worker.jobs")
@@ -15,35 +17,57 @@ log = logging.getLogger("worker.jobs")
 LONG_POLL_SECONDS = 90.0
 TOO_MANY_REQUESTS_PAUSE_SECONDS = 5.0
 ERROR_PAUSE_SECONDS = 1.0
-# A platform without long polls (Waverless) answers "nothing" at once; such a poll is repeated after a pause.
+# A platform without long polls (Waverless) answers "nothing" at once; such a poll is repeated after a pause. The same
+# goes for answers that hold nothing to do.
 EMPTY_POLL_PAUSE_SECONDS = 0.2
+# What goes wrong in the same way again is logged this often.
+SAY_AGAIN_SECONDS = 60.0
 
 
 @dataclass
 class Poll:
-    """A context around one poll. It swallows PlatformError and TimeoutError, and then knows how long to pause.
+    """One poll. found: to be set when it has brought something to do."""
 
-    what: completes "could not …" in the log. found: to be set when the poll has brought something.
-    """
-
-    what: str
     found: bool = False
-    pause_seconds: float = 0.0
-    _began: float = field(default_factory=time.monotonic)
 
-    def __enter__(self) -> Poll:
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> bool:
-        match error:
-            case None:
-                answered_at_once = time.monotonic() - self._began < ERROR_PAUSE_SECONDS
-                self.pause_seconds = EMPTY_POLL_PAUSE_SECONDS if answered_at_once and not self.found else 0.0
-            case TimeoutError():
-                self.pause_seconds = 0.0
-            case PlatformError(status=429):
-                self.pause_seconds = TOO_MANY_REQUESTS_PAUSE_SECONDS
-            case PlatformError():
-                log.warning("could not %s: %s", self.what, error)
-                self.pause_seconds = ERROR_PAUSE_SECONDS
-        return isinstance(error, (PlatformError, TimeoutError))
+class Poller:
+    """Keeps a channel's polls going: nothing that a poll raises ends them, and nothing makes them spin."""
+
+    def __init__(self, what: str) -> None:
+        """what: completes "could not …" in the log."""
+        self.pause_seconds = 0.0
+        """How long to wait before the next poll."""
+        self._what = what
+        self._said: dict[str, float] = {}
+
+    @contextmanager
+    def poll(self) -> Generator[Poll, None, None]:
+        """Around one poll. Swallows every exception but cancellation, and says what was unexpected."""
+        poll, began = Poll(), time.monotonic()
+        try:
+            yield poll
+        except TimeoutError:
+            self.pause_seconds = self._pause_after(began, found=False)
+        except PlatformError as error:
+            self.pause_seconds = TOO_MANY_REQUESTS_PAUSE_SECONDS if error.status == 429 else ERROR_PAUSE_SECONDS
+            if error.status != 429:
+                self._say(logging.WARNING, f"could not {self._what}: {error}")
+        except Exception as error:
+            self.pause_seconds = ERROR_PAUSE_SECONDS
+            name, place = type_and_place(error)
+            self._say(logging.ERROR, f"could not {self._what}: unexpected {name}\n{place}")
+        else:
+            self.pause_seconds = self._pause_after(began, found=poll.found)
+
+    def _pause_after(self, began: float, *, found: bool) -> float:
+        answered_at_once = time.monotonic() - began < ERROR_PAUSE_SECONDS
+        return EMPTY_POLL_PAUSE_SECONDS if answered_at_once and not found else 0.0
+
+    def _say(self, level: int, message: str) -> None:
+        """Log, but the same message only now and then: an outage can last for hours."""
+        now = time.monotonic()
+        if now - self._said.get(message, -SAY_AGAIN_SECONDS) >= SAY_AGAIN_SECONDS:
+            self._said = {said: when for said, when in self._said.items() if now - when < SAY_AGAIN_SECONDS}
+            self._said[message] = now
+            log.log(level, "%s", message)

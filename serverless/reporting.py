@@ -1,4 +1,8 @@
-"""Bringing outputs and results to the platform, again and again while that can help."""
+"""Bringing outputs and results to the platform, again and again while that can help.
+
+What is promised is "at least once": where an answer to a post is lost, nobody can tell whether the post arrived, and it
+is sent again. docs/operations.md says what that means for a client.
+"""
 
 from __future__ import annotations
 
@@ -6,68 +10,87 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
-from common.errors import AnswerCutOffError, JobError
+from common.errors import JobError, type_and_place
 from serverless.platform import Platform, PlatformError
 from serverless.service import Job
 
 log = logging.getLogger("worker.jobs")
 
-# How long a platform that does not take an answer is tried, with growing pauses between. A stream waits less long: its
-# client would see the hole, and the final output is still to come.
+# How long a platform that does not take an answer is tried, with growing pauses between. A part of a stream waits less
+# long: its client would see the hole, and the result is still to come. A whole answer is only offered, since the result
+# has it too.
 OUTPUT_RETRY_SECONDS = 60.0
+OFFER_SECONDS = 5.0
 RESULT_RETRY_SECONDS = 10 * 60.0
+# The last event of a stream that broke off, which must come before the result.
+LAST_EVENT_RETRY_SECONDS = 5 * 60.0
 FIRST_RETRY_PAUSE_SECONDS = 0.25
 LONGEST_RETRY_PAUSE_SECONDS = 10.0
+# A post that fails in a way that nobody foresaw will hardly succeed later.
+UNEXPECTED_TRIES = 3
 
 
 class Reporter:
-    """What jobs have to say, on its way to the platform."""
+    """What jobs have to say, on its way to the platform. Nothing here raises but cancellation."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
 
-    async def report_output(self, job: Job, output: Any) -> bool:
-        """Send an output now; whether it was taken. One that is refused for good is still part of the final result.
+    async def report_output(self, job: Job, output: Any) -> PlatformError | None:
+        """Send a part of a stream, for as long as its client would wait for it; what kept it from being taken."""
+        error = await _until_taken(lambda: self._platform.post_output(job, output), OUTPUT_RETRY_SECONDS)
+        if error is not None:
+            log.error("job %s: a part of its stream was not taken by the platform: %s", job["id"], error)
+        return error
 
-        Raises AnswerCutOffError when the platform cannot be reached for long: later outputs must not go without it.
-        """
+    async def offer_output(self, job: Job, output: Any) -> None:
+        """Send a whole answer ahead of the result, which has it too: once, and whatever comes of it."""
         try:
-            await _until_taken(lambda: self._platform.post_output(job, output), OUTPUT_RETRY_SECONDS)
-        except PlatformError as error:
-            if error.is_final:
-                return False
-            log.error("job %s: an output could not be sent to the platform: %s", job["id"], error)
-            raise AnswerCutOffError("the platform did not take a part of the streamed answer") from None
-        return True
+            async with asyncio.timeout(OFFER_SECONDS):
+                error = await _until_taken(lambda: self._platform.post_output(job, output), 0.0)
+        except TimeoutError:
+            error = PlatformError(f"no answer within {OFFER_SECONDS:g} s")
+        if error is not None:
+            log.info("job %s: its answer was not taken as an output (%s); the result has it", job["id"], error)
 
-    async def report_last_output(self, job: Job, output: Any) -> None:
-        """Send an output in one try, whether or not the platform takes it."""
-        with suppress(PlatformError):
-            await self._platform.post_output(job, output)
+    async def report_last_event(self, job: Job, event: Any, *, most_seconds: float = LAST_EVENT_RETRY_SECONDS) -> None:
+        """Send the event that ends a broken-off stream, as soon as the platform takes one."""
+        try:
+            async with asyncio.timeout(most_seconds):
+                error = await _until_taken(lambda: self._platform.post_output(job, event), most_seconds)
+        except TimeoutError:
+            error = PlatformError(f"no answer within {most_seconds:g} s")
+        if error is not None:
+            log.error("job %s: its stream could not be ended with an error: %s", job["id"], error)
 
     async def report_result(self, job: Job, result: dict[str, Any]) -> None:
         """Send the result. One that is refused for good is replaced by an error that says so."""
-        try:
-            await _until_taken(lambda: self._platform.post_result(job, result), RESULT_RETRY_SECONDS)
-        except PlatformError as error:
-            log.error("job %s: the result was not taken by the platform: %s", job["id"], error)
-            if "output" in result and error.is_final:
-                refused = JobError(f"the platform did not take this job's result: {error}", code=502)
-                await self.report_result(job, {"error": refused.as_json()})
+        error = await _until_taken(lambda: self._platform.post_result(job, result), RESULT_RETRY_SECONDS)
+        if error is None:
+            return
+        log.error("job %s: the result was not taken by the platform: %s", job["id"], error)
+        if "output" in result and error.is_final:
+            refused = JobError(f"the platform did not take this job's result: {error}", code=502)
+            await self.report_result(job, {"error": refused.as_json()})
 
 
-async def _until_taken(post: Callable[[], Awaitable[None]], most_seconds: float) -> None:
-    """Post until the platform takes it. Raises the last PlatformError when it refuses for good, or for too long."""
+async def _until_taken(post: Callable[[], Awaitable[None]], most_seconds: float) -> PlatformError | None:
+    """Post until the platform takes it; the last error when it refuses for good, or for too long."""
     deadline = time.monotonic() + most_seconds
-    pause = FIRST_RETRY_PAUSE_SECONDS
+    pause, unexpected = FIRST_RETRY_PAUSE_SECONDS, 0
     while True:
         try:
-            return await post()
-        except PlatformError as error:
-            if error.is_final or time.monotonic() + pause > deadline:
-                raise
+            await post()
+            return None
+        except PlatformError as exception:
+            error = exception
+        except Exception as exception:
+            log.error("a post to the platform raised %s:\n%s", *type_and_place(exception))
+            unexpected += 1
+            error = PlatformError(f"unexpected {type(exception).__name__}", never=unexpected >= UNEXPECTED_TRIES)
+        if error.is_final or time.monotonic() + pause > deadline:
+            return error
         await asyncio.sleep(pause)
         pause = min(pause * 2, LONGEST_RETRY_PAUSE_SECONDS)

@@ -4,40 +4,55 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
-from common.errors import JobError, UnavailableError, type_and_place
+from common.errors import AnswerCutOffError, JobError, UnavailableError, type_and_place
 from common.tasks import cancel
-from serverless.platform import Delivery, Platform
+from serverless.platform import Delivery, Platform, PlatformError
 from serverless.reporting import Reporter
-from serverless.service import Job, JobHandler, error_of
+from serverless.service import Job, Service, error_of
 
 log = logging.getLogger("worker.jobs")
+
+# Longer ids are not a platform's.
+MAX_ID_BYTES = 512
+# At a stop: the time for a broken-off stream's last event, of the time that its result needs more.
+LAST_EVENT_SECONDS = 1.5
+# At a stop: how long a handler may take to clean up before its job is reported over its head.
+CLEANUP_SECONDS = 2.0
+
+BROKEN_OFF = "the platform did not take a part of the streamed answer"
+TOO_LARGE = (
+    "the platform refused a part of this stream as too large (RunPod takes up to 1 MB an output); ask for less in one "
+    "event, such as fewer log probabilities or no echo, or without `stream`; the job's result has the whole answer"
+)
 
 
 @dataclass
 class _Run:
-    """One job under way: what it has sent so far. `reporting`: its result is known and on its way."""
+    """One job under way: what it has sent so far, and how it stands."""
 
-    task: asyncio.Task[None]
+    job: Job
+    task: asyncio.Task[None] = field(init=False)
     outputs: list[Any] = field(default_factory=list)
-    reporting: bool = False
+    is_reporting: bool = False
+    """Its result is known and on its way."""
+    is_unwanted: bool = False
+    """The platform has stopped it; nobody waits for a result."""
+    break_off: JobError | None = None
+    """Why its stream has ended early: a part was not taken."""
+    ending: asyncio.Task[None] | None = None
+    """Brings that to the stream's reader."""
+    successor: Job | None = None
+    """The same job, handed over again while this run cleans up."""
 
 
 class Runner:
     """The jobs in flight: taken, and not yet answered."""
 
-    def __init__(
-        self,
-        platform: Platform,
-        handler: JobHandler,
-        *,
-        delivery: Delivery,
-        error_event: Callable[[JobError], str] | None,
-    ) -> None:
+    def __init__(self, platform: Platform, service: Service, *, delivery: Delivery) -> None:
         """What jobs are run with; see `JobLoop`."""
         self.slot_free = asyncio.Event()
         """Set whenever a job has ended, or has left its slot."""
@@ -45,12 +60,11 @@ class Runner:
         """Set while no job is in flight."""
         self.idle.set()
         self._platform = platform
-        self._handler = handler
+        self._service = service
         self._delivery = delivery
-        self._error_event = error_event
         self._reporter = Reporter(platform)
         self._runs: dict[str, _Run] = {}
-        self._abandoned: JobError | None = None
+        self._closed: JobError | None = None
 
     def __len__(self) -> int:
         """The number of jobs in flight."""
@@ -59,31 +73,36 @@ class Runner:
     @property
     def reporting(self) -> int:
         """How many of them are over but for their result, which is on its way."""
-        return sum(run.reporting for run in self._runs.values())
+        return sum(run.is_reporting for run in self._runs.values())
 
-    def begin(self, job: Any) -> None:
-        """Run what the platform has handed over."""
-        job_id = job.get("id") if isinstance(job, dict) else None
-        if not isinstance(job_id, str) or not job_id:
-            log.error("the platform sent a job without an id; there is nobody to answer")
-            return
-        if job_id in self._runs:
-            log.warning("job %s: sent again while it is being answered", job_id)
-            return
+    def begin(self, job: Any) -> bool:
+        """Run what the platform has handed over; whether there was something to run."""
+        if (job_id := _id_of(job)) is None:
+            if job:
+                log.error("the platform sent a job without a usable id; there is nobody to answer")
+            return False
+        if (run := self._runs.get(job_id)) is not None:
+            if run.is_unwanted:  # stopped, and already wanted again
+                run.successor = job
+            return run.is_unwanted
         self._platform.begun(job_id)
-        task = asyncio.create_task(self._run(job))
-        self._runs[job_id] = _Run(task)
+        run = self._runs[job_id] = _Run(job)
         self.idle.clear()
-        task.add_done_callback(lambda _: self._ended(job_id))
+        run.task = asyncio.create_task(self._run(run), name=f"job {job_id}")
+        run.task.add_done_callback(lambda task: self._ended(job_id, task))
+        return True
 
-    def cancel(self, job_id: str) -> None:
-        """End a job that nobody wants any more; its result is not reported."""
-        if run := self._runs.get(job_id):
-            run.task.cancel()
+    def cancel(self, job_id: str) -> bool:
+        """End a job that nobody wants any more; its result is not reported. Whether there was such a job."""
+        if (run := self._runs.get(job_id)) is None or run.is_unwanted:
+            return False
+        run.is_unwanted = True
+        run.task.cancel()
+        return True
 
     def close(self, reason: str) -> None:
         """Run no more jobs: one that begins from now on fails with the reason."""
-        self._abandoned = UnavailableError(reason)
+        self._closed = UnavailableError(reason)
 
     async def abandon(self, *, timeout_seconds: float) -> None:
         """Report every job that is not finished as failed, with the reason of `close`.
@@ -91,58 +110,126 @@ class Runner:
         Reports that the platform has not taken by the timeout are given up.
         """
         await asyncio.sleep(0)  # a job that has only just been taken begins, or its cancellation would go unreported
-        for run in self._runs.values():
-            if not run.reporting:
+        runs = list(self._runs.values())
+        for run in runs:
+            if not run.is_reporting:
                 run.task.cancel()
-        if tasks := {run.task for run in self._runs.values()}:
-            _, unreported = await asyncio.wait(tasks, timeout=timeout_seconds)
-            if unreported:
-                log.error("%d jobs could not be reported: the platform does not take their results", len(unreported))
-                await cancel(*unreported)
+        if not runs:
+            return
+        deadline = asyncio.get_running_loop().time() + timeout_seconds
+        await asyncio.wait({run.task for run in runs}, timeout=min(CLEANUP_SECONDS, timeout_seconds))
+        reports = {run.task for run in runs}
+        for run in runs:
+            if not (run.task.done() or run.is_reporting or run.is_unwanted):  # its handler does not let go
+                run.is_unwanted = True
+                reports.add(asyncio.create_task(self._report_over_its_head(run)))
+        rest = max(deadline - asyncio.get_running_loop().time(), 0.0)
+        _, unreported = await asyncio.wait(reports, timeout=rest)
+        if unreported:
+            log.error("%d jobs could not be reported: the platform does not take their results", len(unreported))
+            await cancel(*unreported)
 
-    def _ended(self, job_id: str) -> None:
-        del self._runs[job_id]
+    async def _report_over_its_head(self, run: _Run) -> None:
+        await self._report(run, await self._break_off(run, self._reason()))
+
+    def _reason(self) -> JobError:
+        return self._closed or JobError()
+
+    def _ended(self, job_id: str, task: asyncio.Task[None]) -> None:
+        run = self._runs.pop(job_id)
         self._platform.ended(job_id)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("job %s: lost, its task raised %s:\n%s", job_id, *type_and_place(error))
         self.slot_free.set()
-        if not self._runs:
+        if run.successor is not None:
+            self.begin(run.successor)
+        elif not self._runs:
             self.idle.set()
 
-    async def _run(self, job: Job) -> None:
-        run = self._runs[job["id"]]
+    async def _run(self, run: _Run) -> None:
         try:
-            if self._abandoned is not None:
-                raise self._abandoned
-            result = await self._answer(job, run.outputs)
-        except asyncio.CancelledError:
-            if self._abandoned is None:
-                log.info("job %s: stopped by the platform", job["id"])
-                raise
-            result = await self._break_off(job, run.outputs, self._abandoned)
-        except JobError as error:
-            result = {"error": error.as_json()}
-        except Exception as exception:
-            log.error("job %s: the handler raised %s:\n%s", job["id"], *type_and_place(exception))
-            result = {"error": JobError().as_json()}
-        run.reporting = True
-        self.slot_free.set()
-        await self._reporter.report_result(job, result)
+            result = await self._result_of(run)
+            if not run.is_unwanted:
+                await self._report(run, result)
+        finally:
+            await cancel(run.ending)
 
-    async def _answer(self, job: Job, outputs: list[Any]) -> dict[str, Any]:
+    async def _result_of(self, run: _Run) -> dict[str, Any]:
+        """Run the handler to its end, whatever it raises; the result to report.
+
+        Raises CancelledError where the platform has stopped the job.
+        """
+        job_id = run.job["id"]
+        if self._closed is not None:
+            return {"error": self._closed.as_json()}
+        try:
+            return await self._answer(run)
+        except asyncio.CancelledError:
+            if run.is_unwanted:
+                log.info("job %s: stopped by the platform", job_id)
+                raise
+            if self._closed is None:
+                log.error("job %s: the handler cancelled itself", job_id)
+            return await self._break_off(run, self._reason())
+        except JobError as error:
+            return {"error": error.as_json()}
+        except BaseException as exception:  # SystemExit and the like too: it ends this job, and no other
+            log.error("job %s: the handler raised %s:\n%s", job_id, *type_and_place(exception))
+            return {"error": JobError().as_json()}
+
+    async def _answer(self, run: _Run) -> dict[str, Any]:
         """Run the handler, sending each output as it comes; the result to report."""
-        refused = 0
-        async with aclosing(self._handler(job)) as answer:
+        async with aclosing(self._service.handler(run.job)) as answer:
             async for output in answer:
                 if (error := error_of(output)) is not None:
                     return {"error": error}
-                outputs.append(output)
-                if self._delivery.streamed:
-                    refused += not await self._reporter.report_output(job, output)
-        if refused:
-            log.warning("job %s: %d outputs were refused by the platform; its result has them", job["id"], refused)
-        return {"output": self._delivery.result(outputs)}
+                run.outputs.append(output)
+                if self._delivery.streamed and run.break_off is None:
+                    await self._send(run, output)
+        if run.break_off is not None and not self._delivery.is_whole:
+            return {"error": run.break_off.as_json()}
+        return {"output": self._delivery.result(run.outputs)}
 
-    async def _break_off(self, job: Job, outputs: list[Any], error: JobError) -> dict[str, Any]:
+    async def _send(self, run: _Run, output: Any) -> None:
+        """Send an output now. Where a part of a stream is not taken, nothing follows it but an error event."""
+        if self._service.is_whole_answer(output):
+            await self._reporter.offer_output(run.job, output)
+        elif error := await self._reporter.report_output(run.job, output):
+            run.break_off = _break_off_of(error)
+            if self._service.error_event is not None:
+                event = self._service.error_event(run.job, run.break_off)
+                run.ending = asyncio.create_task(self._reporter.report_last_event(run.job, event))
+
+    async def _break_off(self, run: _Run, error: JobError) -> dict[str, Any]:
         """End a job that is not finished: a stream gets a last event, so that nobody takes it for whole."""
-        if self._error_event is not None and any(isinstance(output, str) for output in outputs):
-            await self._reporter.report_last_output(job, self._error_event(error))
+        event_form = self._service.error_event
+        if event_form is not None and run.break_off is None and any(isinstance(output, str) for output in run.outputs):
+            event = event_form(run.job, error)
+            await self._reporter.report_last_event(run.job, event, most_seconds=LAST_EVENT_SECONDS)
         return {"error": error.as_json()}
+
+    async def _report(self, run: _Run, result: dict[str, Any]) -> None:
+        run.is_reporting = True
+        self.slot_free.set()
+        if run.ending is not None:
+            # The stream's last event goes first: the platform takes none once it has the result.
+            await asyncio.wait({run.ending}, timeout=LAST_EVENT_SECONDS if self._closed else None)
+        await self._reporter.report_result(run.job, result)
+
+
+def _id_of(job: Any) -> str | None:
+    """A job's id, if it can be part of a URL's path: quoted, dot segments and half a surrogate pair still cannot."""
+    job_id = job.get("id") if isinstance(job, dict) else None
+    if not isinstance(job_id, str) or job_id in ("", ".", ".."):
+        return None
+    try:
+        return job_id if len(job_id.encode()) <= MAX_ID_BYTES else None
+    except UnicodeEncodeError:
+        return None
+
+
+def _break_off_of(error: PlatformError) -> JobError:
+    """What the reader of a stream is told when a part of it was not taken."""
+    if error.status == 413:
+        return JobError(TOO_LARGE, code=413, kind="invalid_request_error")
+    return AnswerCutOffError(BROKEN_OFF)

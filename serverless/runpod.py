@@ -6,7 +6,7 @@ none of it promised to stay (tests/unit/test_sdk_pieces.py looks at each):
 runpod.http_client                           AsyncClientSession: the session with the worker's credentials
 runpod.serverless.modules.rp_fitness         run_fitness_checks
 runpod.serverless.modules.rp_http            JOB_DONE_URL, JOB_STREAM_URL
-runpod.serverless.modules.rp_job             _job_get_url, _job_stop_url, get_stop_signals
+runpod.serverless.modules.rp_job             _job_get_url, _job_stop_url
 runpod.serverless.modules.rp_ping            Heartbeat.process_loop
 runpod.serverless.modules.worker_state       WORKER_ID, JobsProgress, PingJobMirror
 runpod.serverless.utils.rp_validator         validate
@@ -21,18 +21,21 @@ import multiprocessing
 import os
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import orjson
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import JOB_DONE_URL, JOB_STREAM_URL
-from runpod.serverless.modules.rp_job import _job_get_url, _job_stop_url, get_stop_signals
+from runpod.serverless.modules.rp_job import _job_get_url, _job_stop_url
 from runpod.serverless.modules.worker_state import WORKER_ID, JobsProgress, PingJobMirror
 from runpod.version import __version__ as VERSION
 
 from common.parent_death import die_with_parent
 from serverless.platform import PlatformError
+from serverless.polling import LONG_POLL_SECONDS
 from serverless.service import Job
 from serverless.tolerant_json import parse_tolerantly
 
@@ -45,6 +48,11 @@ __all__ = [
     "start_heartbeat",
     "validate",
 ]
+
+# A poll's answer may begin as late as LONG_POLL_SECONDS, and then has this long to come to its end: enough for twenty
+# jobs of 20 MB at 55 Mbit/s.
+BODY_SECONDS = 60.0
+POLL_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=30.0)
 
 # The session's own limit is 600 s; a post that hangs is better tried again.
 POST_TIMEOUT = aiohttp.ClientTimeout(60)
@@ -73,35 +81,52 @@ class RunPodPlatform:
         async with AsyncClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:  # none are sent or kept
             yield cls(session)
 
-    async def take(self, most: int) -> list[Job]:
+    async def take(self, most: int) -> list[Any]:
         """One long poll. The SDK's own get_job would drop a whole batch for one job that does not parse."""
-        try:
-            async with self._session.get(_job_get_url(most)) as response:
-                if response.status in (204, 400):  # 400: expected under FlashBoot, says the SDK
-                    return []
-                if response.status >= 300:
-                    raise PlatformError(f"the platform answered {response.status}", response.status)
-                body = await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise PlatformError(f"no answer ({type(error).__name__})") from error
-        if not body.strip():
+        answer = await self._poll(_job_get_url(most))
+        if answer is None or answer.status in (204, 400):  # 400: expected under FlashBoot, says the SDK
             return []
-        try:
-            jobs = await parse_tolerantly(body)
-        except ValueError:
-            raise PlatformError("the platform's answer is not JSON") from None
-        return jobs if isinstance(jobs, list) else [jobs]
+        if answer.status >= 300:
+            raise PlatformError(f"the platform answered {answer.status}", answer.status)
+        jobs = await _parsed(answer.body)
+        return jobs if isinstance(jobs, list) else [jobs] if jobs else []
 
     async def stopped_jobs(self) -> list[str] | None:
-        """One long poll of the stop channel, whose address follows from the take channel's."""
-        if _job_stop_url() is None:
+        """One long poll of the stop channel, at an address made from the take channel's; None where it is not there."""
+        url = _job_stop_url()
+        if url is None:
             return None
+        answer = await self._poll(url)
+        if answer is None or answer.status == 204:
+            return []
+        if answer.status == 404:
+            return None
+        if answer.status >= 300:
+            raise PlatformError(f"the platform answered {answer.status}", answer.status)
+        told = await _parsed(answer.body)
+        job_ids = told.get("jobsToStop") if isinstance(told, dict) else None
+        return [job_id for job_id in job_ids if isinstance(job_id, str)] if isinstance(job_ids, list) else []
+
+    async def _poll(self, url: str) -> _Answer | None:
+        """A GET whose answer may take a long poll to begin; None where it does not begin.
+
+        An answer that has begun is read to its end, even when this is cancelled meanwhile: it may hold jobs, which the
+        platform counts as ours by now.
+        """
         try:
-            job_ids: list[str] = await get_stop_signals(self._session)
+            async with asyncio.timeout(LONG_POLL_SECONDS) as waiting:
+                response = await self._session.get(url, allow_redirects=False, timeout=POLL_TIMEOUT)
+        except TimeoutError:
+            if waiting.expired():
+                return None
+            raise PlatformError("no answer (TimeoutError)") from None
         except aiohttp.ClientError as error:
-            status = getattr(error, "status", None)
-            raise PlatformError(f"no answer ({type(error).__name__}, {status or 'no status'})", status) from error
-        return job_ids
+            raise PlatformError(f"no answer ({type(error).__name__})") from error
+        reading = asyncio.create_task(_read(response))
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            return await reading  # bounded by BODY_SECONDS
 
     async def post_output(self, job: Job, output: Any) -> None:
         """Post one streamed output."""
@@ -130,17 +155,50 @@ class RunPodPlatform:
         _mirror.set(self._progress.get_job_list())
 
     async def _post(self, url: str, job: Job, data: dict[str, Any], *, is_stream: bool) -> None:
-        url = url.replace("$ID", job["id"]) + f"&isStream={str(is_stream).lower()}"
-        headers = POST_HEADERS | {"X-Request-ID": job["id"]}
+        job_id = quote(job["id"], safe="")  # an id must not change where a result goes
+        url = url.replace("$ID", job_id) + f"&isStream={str(is_stream).lower()}"
+        headers = POST_HEADERS | {"X-Request-ID": job_id}
         try:
             async with self._session.post(
-                url, data=aiohttp.BytesPayload(_encode(data)), headers=headers, timeout=POST_TIMEOUT
+                url,
+                data=aiohttp.BytesPayload(_encode(data)),
+                headers=headers,
+                timeout=POST_TIMEOUT,
+                allow_redirects=False,  # it would turn the post into a GET without a body
             ) as response:
                 await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
             raise PlatformError(f"no answer ({type(error).__name__})") from error
         if response.status >= 300:
             raise PlatformError(f"the platform answered {response.status}", response.status)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What a poll was answered."""
+
+    status: int
+    body: bytes
+
+
+async def _read(response: aiohttp.ClientResponse) -> _Answer:
+    """The whole answer. Raises PlatformError where it does not come to its end."""
+    async with response:
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                return _Answer(response.status, await response.read())
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise PlatformError(f"the answer broke off ({type(error).__name__})") from error
+
+
+async def _parsed(body: bytes) -> Any:
+    """The JSON of an answer, None for an empty one. Raises PlatformError."""
+    if not body.strip():
+        return None
+    try:
+        return await parse_tolerantly(body)
+    except ValueError:
+        raise PlatformError("the platform's answer is not JSON") from None
 
 
 def _encode(data: dict[str, Any]) -> bytes:

@@ -23,13 +23,15 @@ class Service:
     handler: answers each job.
     wait_until_ready: returns while jobs should be taken; raises JobError when they never will be again.
     wait_for_failure: returns the reason once the service breaks for good.
-    error_event: an error in the form in which a broken-off stream ends; None where outputs have no such form.
+    error_event: an error in the form in which a job's broken-off stream ends; None where outputs have no such form.
+    is_whole_answer: whether an output is all that its job will answer, so that the result will have it too.
     """
 
     handler: JobHandler
     wait_until_ready: Callable[[], Coroutine[Any, Any, None]]
     wait_for_failure: Callable[[], Coroutine[Any, Any, str]]
-    error_event: Callable[[JobError], str] | None = None
+    error_event: Callable[[Job, JobError], str] | None = None
+    is_whole_answer: Callable[[Any], bool] = lambda _: False
 
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Service]]

@@ -9,11 +9,13 @@ from contextlib import suppress
 
 from common.errors import JobError
 from serverless.platform import Platform
-from serverless.polling import LONG_POLL_SECONDS, Poll
+from serverless.polling import Poll, Poller
 from serverless.running import Runner
 
 log = logging.getLogger("worker.jobs")
 
+# How long a poll that is under way at a stop may need to hand over what it has begun to.
+LAST_TAKE_SECONDS = 30.0
 # With no slot free, the number of slots is asked for again after this time; it may have grown by itself.
 CONCURRENCY_SECONDS = 1.0
 # Slots that become free within this time of each other are filled by one poll: one after the other would cost a round
@@ -39,6 +41,7 @@ class Taker:
         self._capacity = 1
         self._wait_until_ready = wait_until_ready
         self._stopping = asyncio.Event()
+        self._poller = Poller("take jobs")
 
     def stop(self) -> None:
         """Begin no further poll; one that is in flight goes on."""
@@ -57,9 +60,9 @@ class Taker:
             if (free := self._free_slots()) <= 0:
                 await self._wait_for_slot()
                 continue
-            with Poll("take jobs") as poll:
+            with self._poller.poll() as poll:
                 await self._take(poll, free)
-            await self._pause(poll.pause_seconds)
+            await self._pause(self._poller.pause_seconds)
 
     def _free_slots(self) -> int:
         """How many more jobs may be taken now.
@@ -82,17 +85,17 @@ class Taker:
         await self._pause(GATHERING_SECONDS)
 
     async def _take(self, poll: Poll, most: int) -> None:
-        """Take what one poll brings, even when this is cancelled after its answer has arrived."""
+        """Take what one poll brings, even when this is cancelled while the platform hands it over."""
         taking = asyncio.create_task(self._platform.take(most))
         try:
-            await asyncio.wait({taking}, timeout=LONG_POLL_SECONDS)
-        finally:
-            taking.cancel()
             await asyncio.wait({taking})
-            if not taking.cancelled():
+        finally:
+            if not taking.done():
+                taking.cancel()
+                await asyncio.wait({taking}, timeout=LAST_TAKE_SECONDS)
+            if taking.done() and not taking.cancelled():
                 for job in taking.result():
-                    poll.found = True
-                    self._runner.begin(job)
+                    poll.found |= self._runner.begin(job)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, or less when told to stop."""

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from common.errors import JobError
-from serverless import reporting
 from serverless.job_loop import JobLoop
 from serverless.platform import PlatformError
-from serverless.service import Job, JobHandler
+from serverless.service import Job, JobHandler, Service
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +60,12 @@ async def ready() -> None:
     return
 
 
-def error_event(error: JobError) -> str:
+async def never() -> str:
+    await asyncio.Event().wait()
+    return ""
+
+
+def error_event(job: Job, error: JobError) -> str:
     return f"error event: {error.message}"
 
 
@@ -85,7 +89,7 @@ async def raises(job: Job) -> AsyncGenerator[Any, None]:
 
 
 def started(platform: MemoryPlatform, handler: JobHandler) -> JobLoop:
-    loop = JobLoop(platform, handler, concurrency=lambda _: 5, wait_until_ready=ready, error_event=error_event)
+    loop = JobLoop(platform, Service(handler, ready, never, error_event), concurrency=lambda _: 5)
     loop.start()
     return loop
 
@@ -149,23 +153,13 @@ async def test_handler_that_raises_fails_the_job_without_its_words() -> None:
 async def test_job_without_an_id_is_no_job_and_one_sent_twice_is_one() -> None:
     platform = MemoryPlatform()
     loop = started(platform, hang)
-    for job in ({"input": 1}, {"id": "", "input": 1}, {"id": "a", "input": 1}, {"id": "a", "input": 1}):
+    for job in ({"id": "a", "input": 1}, {"input": 1}, {"id": "", "input": 1}, {"id": "a", "input": 1}):
         platform.jobs.put_nowait(job)
-    await asyncio.sleep(0.01)
+    while not platform.jobs.empty():
+        await asyncio.sleep(0.01)
     assert loop.in_flight == 1
     await loop.stop(timeout_seconds=0)
     assert len(platform.results["a"]) == 1
-
-
-async def test_stream_whose_output_is_never_taken_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reporting, "OUTPUT_RETRY_SECONDS", 0.1)
-    platform = MemoryPlatform()
-    platform.refusals = [PlatformError("no answer")]
-    loop = await started_with_job(platform, echo, after=0.05)
-    assert [message_of(result) for result in platform.results["a"]] == [
-        "the platform did not take a part of the streamed answer"
-    ]
-    await loop.stop(timeout_seconds=0)
 
 
 async def test_output_that_is_refused_for_good_is_still_in_the_result() -> None:

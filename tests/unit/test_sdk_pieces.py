@@ -21,7 +21,6 @@ PIECES: dict[tuple[str, str], tuple[str, ...] | None] = {
     ("runpod.serverless.modules.rp_http", "JOB_STREAM_URL"): None,
     ("runpod.serverless.modules.rp_job", "_job_get_url"): ("batch_size",),
     ("runpod.serverless.modules.rp_job", "_job_stop_url"): (),
-    ("runpod.serverless.modules.rp_job", "get_stop_signals"): ("session",),
     ("runpod.serverless.modules.rp_ping", "Heartbeat"): (),
     ("runpod.serverless.modules.worker_state", "JobsProgress"): (),
     ("runpod.serverless.modules.worker_state", "PingJobMirror"): (),
