@@ -6,6 +6,11 @@ serves the platform's API on this machine; with `--test_input` or a `test_input.
 
 from __future__ import annotations
 
+from common.early_exit import exit_on_signals
+
+if __name__ == "__main__":
+    exit_on_signals()  # what follows takes a second or two
+
 import itertools
 import logging
 import os
@@ -24,8 +29,9 @@ from common.masking import Mask
 from common.settings import ConfigurationError
 from engine import configure, read_image_file, warnings_for
 from gateway.deliver import Upstream, as_job_error, create_client
-from gateway.request import build_request, unstreamed
-from gateway.response import ErrorEvent, Output, error_event
+from gateway.error_events import error_event
+from gateway.request import build_request, path_of, unstreamed
+from gateway.response import ErrorEvent, Output
 from gateway.settings import GatewaySettings
 from serverless import Job, JobHandler, WorkerSettings
 from sglang_engine.launch import Launch
@@ -78,10 +84,8 @@ def create_handler(
             error = as_job_error(exception, request_timeout_seconds=settings.request_timeout_seconds)
             error.message = mask(error.message)
             log.warning("job %s: failed after %.2f s: %d %s", job.get("id"), _since(began), error.code, error.type)
-            if isinstance(exception, ErrorEvent):
-                yield mask(error_event(error, head=exception.head, fields=exception.fields))
-            elif events_sent:
-                yield error_event(error)
+            if events_sent or isinstance(exception, ErrorEvent):
+                yield error_event(error, path_of(job.get("input")))
             yield {"error": error.as_json()}
 
     return handler
@@ -119,7 +123,8 @@ async def service(
             ),
             wait_until_ready=supervisor.wait_until_ready,
             wait_for_failure=supervisor.wait_for_failure,
-            error_event=error_event,
+            error_event=lambda job, error: error_event(error, path_of(job.get("input"))),
+            is_whole_answer=lambda output: not isinstance(output, str),
         )
 
 
@@ -135,6 +140,7 @@ def main() -> NoReturn:
         engine_settings = EngineSettings.from_environ(os.environ)
     except ConfigurationError as error:
         invocation.refuse(error)
+    invocation.mask.add(launch.secrets)
     can_stream = invocation.platform.takes_streams
     serverless.run(
         invocation,

@@ -29,6 +29,7 @@ class JobError(Exception):
     """An error as the client will see it; without a message, a failure of the worker itself.
 
     code: an HTTP status code. kind: OpenAI's name for the kind of error. param: the field at fault, if one is known.
+    reason: OpenAI's own word for what is wrong, such as `model_not_found`; the client sees it in place of the code.
     """
 
     code: int = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -40,16 +41,19 @@ class JobError(Exception):
         code: int | None = None,
         kind: str | None = None,
         param: str | None = None,
+        reason: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.code = int(self.code if code is None else code)
         self.type = kind or _type_of(self.code)
         self.param = param
+        self.reason = reason
 
     def payload(self) -> dict[str, Any]:
         """`{"error": {"message", "type", "param", "code"}}`."""
-        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+        code = self.reason or self.code
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": code}}
 
     def as_json(self) -> str:
         """The payload as JSON, in ASCII, so that no character of a quoted input can break on its way to the client."""

@@ -92,7 +92,10 @@ class Upstream:
 
     def _send(self, request: UpstreamRequest) -> AbstractAsyncContextManager[httpx.Response]:
         headers = {"Content-Type": "application/json"} if request.body else {}
-        return self._client.stream(request.method, self._url(request.path), content=request.body, headers=headers)
+        url = self._url(request.path)
+        if request.query:
+            url = url.copy_with(query=request.query.encode())
+        return self._client.stream(request.method, url, content=request.body, headers=headers)
 
 
 async def _died_of_its_engine(error: Exception, exchange: Exchange) -> bool:

@@ -73,16 +73,17 @@ def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -
     if isinstance(payload, dict):
         error = payload.get("error") or payload.get("detail") or payload
     fields = error if isinstance(error, dict) else {}
-    code = status if status >= HTTPStatus.BAD_REQUEST else _error_code(fields.get("code"))
+    code = status if status >= HTTPStatus.BAD_REQUEST else _error_code(fields)
     # A redirect is told as what it was; an answer that began well had no error status of its own.
     told = code if status < HTTPStatus.MULTIPLE_CHOICES else status
     message = scrub(_message_of(error)) or f"the engine answered with status {told} and no message"
-    param, kind = fields.get("param"), fields.get("type")
+    param, kind, reason = fields.get("param"), fields.get("type"), fields.get("code")
     return UpstreamError(
         message,
         code=code,
         kind=kind if isinstance(kind, str) else None,
         param=param if isinstance(param, str) else None,
+        reason=reason if isinstance(reason, str) and not reason.isdecimal() else None,
     )
 
 
@@ -112,8 +113,22 @@ _FRAME = re.compile(r'\s*File "[^"]*"(, line \d+)?')
 _PATH = re.compile(r"file://\S+|(?<![\w/:.<])~?/(?!v1/)(?:[\w.@+~-]+/)+[\w.@+~-]*")
 
 
-def _error_code(code: Any) -> int:
-    return code if isinstance(code, int) and 400 <= code <= 599 else HTTPStatus.INTERNAL_SERVER_ERROR
+# The status of an error that an event reports without a `code`, as Anthropic's do, where its type leaves no doubt.
+_STATUS_OF_TYPE: dict[str, int] = {
+    "invalid_request_error": HTTPStatus.BAD_REQUEST,
+    "authentication_error": HTTPStatus.UNAUTHORIZED,
+    "permission_error": HTTPStatus.FORBIDDEN,
+    "not_found_error": HTTPStatus.NOT_FOUND,
+    "request_too_large": HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    "rate_limit_error": HTTPStatus.TOO_MANY_REQUESTS,
+}
+
+
+def _error_code(fields: dict[str, Any]) -> int:
+    code, kind = fields.get("code"), fields.get("type")
+    if isinstance(code, int) and 400 <= code <= 599:
+        return code
+    return _STATUS_OF_TYPE.get(kind if isinstance(kind, str) else "", HTTPStatus.INTERNAL_SERVER_ERROR)
 
 
 def _message_of(error: Any) -> str:
@@ -130,5 +145,6 @@ def _message_of(error: Any) -> str:
 def _validation_message(entry: Any) -> str:
     if not isinstance(entry, dict):
         return str(entry)
-    place = ".".join(str(part) for part in entry.get("loc") or ())
+    loc = entry.get("loc")
+    place = ".".join(map(str, loc)) if isinstance(loc, (list, tuple)) else str(loc or "")
     return f"{place}: {entry.get('msg')}" if place else str(entry.get("msg"))

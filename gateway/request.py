@@ -8,7 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.errors import InvalidInputError, RequestTooLargeError
-from gateway.routes import CHAT_PATH, GENERATE_PATH, open_path
+from gateway.routes import (
+    CHAT_PATH,
+    GENERATE_PATH,
+    answers_get,
+    checked_query,
+    open_path,
+    takes_post_without_body,
+)
 from gateway.settings import DEFAULT_LIMITS, Limits
 
 ACCEPTED = (
@@ -19,6 +26,11 @@ ACCEPTED = (
 # Fields of the other two patterns; beside `openai_route` they would be ignored, which no client can mean.
 _REQUEST_FIELDS = ("messages", "text", "input_ids", "sampling_params", "model", "stream")
 
+METHODS = ("GET", "POST", "PUT", "DELETE")
+
+# What SGLang's own models take for true and false beside the real ones (pydantic's lax mode).
+_TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
+
 
 @dataclass(frozen=True)
 class UpstreamRequest:
@@ -28,6 +40,7 @@ class UpstreamRequest:
     path: str
     body: bytes | None = None
     stream: bool = False
+    query: str = ""
 
 
 def build_request(
@@ -51,6 +64,16 @@ def build_request(
             f"the request is {len(request.body)} bytes; up to {limits.request_bytes} are accepted (MAX_REQUEST_BYTES)"
         )
     return request
+
+
+def path_of(job_input: Any) -> str | None:
+    """The path on the engine that a job's input asks for, None where it asks for none."""
+    if not isinstance(job_input, dict):
+        return None
+    if "openai_route" in job_input:
+        route = job_input["openai_route"]
+        return f"/{route.lstrip('/')}" if isinstance(route, str) else None
+    return CHAT_PATH if "messages" in job_input else GENERATE_PATH
 
 
 def unstreamed(request: UpstreamRequest) -> UpstreamRequest:
@@ -88,9 +111,29 @@ def _openai_request(job_input: dict[str, Any], limits: Limits, allowed_routes: f
     body = job_input.get("openai_input")
     if body is not None and not isinstance(body, dict):
         raise InvalidInputError(f"'openai_input' must be a JSON object, not {_kind(body)}", param="openai_input")
-    if not body:
-        return UpstreamRequest("GET", path)
-    return _post(path, body, limits)
+    method = _method(job_input, path, body)
+    query = checked_query(job_input.get("openai_query"))
+    if method == "GET" or body is None:
+        return UpstreamRequest(method, path, query=query)
+    return replace(_post(path, body, limits), method=method, query=query)
+
+
+def _method(job_input: dict[str, Any], path: str, body: dict[str, Any] | None) -> str:
+    """The method: as `openai_method` says, else by the body.
+
+    A job without a body is a GET. `{}` may be a POST's body, and is also what RunPod sends for a GET: it counts as a GET
+    on the routes that SGLang answers one on, and as a POST's body everywhere else.
+    """
+    method = job_input.get("openai_method")
+    if method is not None:
+        if method not in METHODS:
+            raise InvalidInputError(f"'openai_method' must be one of {', '.join(METHODS)}", param="openai_method")
+        return str(method)
+    if body:
+        return "POST"
+    if body is None:
+        return "POST" if takes_post_without_body(path) else "GET"
+    return "GET" if answers_get(path) else "POST"
 
 
 def _chat_request(job_input: dict[str, Any], served_model_name: str, limits: Limits) -> UpstreamRequest:
@@ -120,11 +163,18 @@ def _generate_request(job_input: dict[str, Any], limits: Limits) -> UpstreamRequ
 
 
 def _post(path: str, body: dict[str, Any], limits: Limits) -> UpstreamRequest:
-    stream = body.get("stream")
-    if stream is not None and not isinstance(stream, bool):
-        raise InvalidInputError(f"'stream' must be true or false, not {_kind(stream)}", param="stream")
     _check_n(body, limits)
-    return UpstreamRequest("POST", path, _encode(body, limits), bool(stream))
+    return UpstreamRequest("POST", path, _encode(body, limits), _wants_stream(body.get("stream")))
+
+
+def _wants_stream(value: Any) -> bool:
+    """What SGLang will take `stream` for. It is passed on as it is."""
+    if value is None or isinstance(value, bool):
+        return bool(value)
+    word = str(value).strip().lower() if isinstance(value, (str, int)) else ""
+    if word not in _TRUE + _FALSE:
+        raise InvalidInputError(f"'stream' must be true or false, not {_kind(value)}", param="stream")
+    return word in _TRUE
 
 
 def _check_n(body: dict[str, Any], limits: Limits) -> None:

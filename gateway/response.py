@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
@@ -16,34 +16,26 @@ from gateway.sse import EVENT_END
 Output = str | dict[str, Any] | list[Any]
 """One output of a job: a string of whole SSE events, a parsed JSON answer, or `{"error": "<JSON>"}` as the last."""
 
-DONE = b"data: [DONE]\n\n"
-# The last events of the streams that do not end with `[DONE]`: Anthropic's `/v1/messages` and OpenAI's `/v1/responses`.
-_LAST_EVENTS = (
-    b"event: message_stop\n",
-    b"event: response.completed\n",
-    b"event: response.incomplete\n",
-    b"event: response.failed\n",
-    b"event: response.cancelled\n",
+# The last events of the streams that do not end with `[DONE]`, by their types: Anthropic's `/v1/messages` and OpenAI's
+# `/v1/responses`.
+_LAST_TYPES = frozenset(
+    {b"message_stop", b"response.completed", b"response.incomplete", b"response.failed", b"response.cancelled"}
 )
 
 
 class ErrorEvent(Exception):
-    """The engine reported an error inside its stream.
+    """The engine reported an error inside its stream."""
 
-    head, fields: what the event had beside its error, as in Anthropic's protocol: the line `event: error`, a `type`.
-    """
-
-    def __init__(self, error: JobError, *, head: bytes = b"", fields: dict[str, Any] | None = None) -> None:
+    def __init__(self, error: JobError) -> None:
         super().__init__()
         self.error = error
-        self.head = head
-        self.fields = fields
 
 
 async def events(chunks: AsyncIterator[bytes], pacer: sse.Pacer) -> AsyncGenerator[str, None]:
     """The stream's events, batched at the pacer's pace.
 
-    Raises ErrorEvent for an error among them, AnswerCutOffError for an early end.
+    Raises ErrorEvent for an error among them, AnswerCutOffError for an early end: one without the event that ends every
+    whole stream. An event that is not whole itself counts for nothing.
     """
     async with aclosing(sse.batches(chunks, pacer=pacer)) as batches:
         async for data in batches:
@@ -56,42 +48,47 @@ async def events(chunks: AsyncIterator[bytes], pacer: sse.Pacer) -> AsyncGenerat
                             yield _text(data[:begin])
                         raise error
                     begin += len(event) + len(EVENT_END)
+            yield _text(data)
             if _is_complete(data):
-                # Complete with its last event: a connection that breaks after it takes nothing away.
-                yield _text(data if data.endswith(EVENT_END) else data + EVENT_END)
-                return
-            if not data.endswith(EVENT_END):  # the stream broke off inside an event, which is not handed on
-                data = b"".join(data.rpartition(EVENT_END)[:2])
-            if data:
-                yield _text(data)
+                return  # a connection that breaks after its last event takes nothing away
     raise AnswerCutOffError("the engine's stream ended before the answer was complete")
 
 
-def _is_complete(data: bytes) -> bool:
-    if DONE in data or data.endswith(DONE.strip()):
-        return True
-    return b"event: " in data and any(last in data for last in _LAST_EVENTS)
+def _is_complete(events: bytes) -> bool:
+    """Whether one of the events is the last of a stream, by its own fields: text inside an event may say anything."""
+    if b"[DONE]" not in events and b"event:" not in events:
+        return False  # as it nearly always is
+    return any(
+        value == b"[DONE]" if name == b"data" else name == b"event" and value in _LAST_TYPES
+        for event in events.split(EVENT_END)
+        for name, value in _fields(event)
+    )
+
+
+def _fields(event: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The fields of an event, as its lines have them: https://html.spec.whatwg.org/#event-stream-interpretation."""
+    for line in event.split(b"\n"):
+        name, _, value = line.partition(b":")
+        yield name, value.removeprefix(b" ")
 
 
 def _error_in(event: bytes) -> ErrorEvent | None:
     """The error that an event reports: an `error` object, or a generation that the engine aborted."""
-    begin = 0 if event.startswith(b"data:") else event.find(b"\ndata:") + 1
     try:
-        payload = json.loads(event[begin + len(b"data:") :])
-    except ValueError:
+        payload = json.loads(b"\n".join(value for name, value in _fields(event) if name == b"data"))
+    except (ValueError, RecursionError):
         return None
     if not isinstance(payload, dict):
         return None
     if payload.get("error"):
-        fields = {key: value for key, value in payload.items() if key != "error"}
-        return ErrorEvent(from_payload(payload, HTTPStatus.OK), head=event[:begin], fields=fields)
+        return ErrorEvent(from_payload(payload, HTTPStatus.OK))
     if aborted := _aborted(payload):
         return ErrorEvent(aborted)
     return None
 
 
 def _aborted(answer: dict[str, Any]) -> AnswerCutOffError | None:
-    """The error that a generation aborted by the engine stands for: it ends like a short answer, and is none."""
+    """The error that a generation aborted by the engine stands for: it ends like a short answer, but is not one."""
     choices = answer.get("choices")
     endings = [c.get("finish_reason") for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
     if isinstance(meta := answer.get("meta_info"), dict) and isinstance(reason := meta.get("finish_reason"), dict):
@@ -108,9 +105,9 @@ def parsed(body: bytes, *, is_json: bool) -> Output:
     if not is_json:
         return text or {}
     try:
-        answer: Output = json.loads(text, parse_constant=lambda _: None)  # NaN would make the output no valid JSON
+        answer: Output = json.loads(text, parse_constant=lambda _: None)  # NaN would make the output invalid JSON
     except ValueError:
-        raise AnswerCutOffError("the engine's answer is not whole: it is no valid JSON") from None
+        raise AnswerCutOffError("the engine's answer is not whole: it is not valid JSON") from None
     if "\\ud" in text.lower():
         # An escaped half of a surrogate pair cannot be sent on as UTF-8.
         answer = json.loads(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))
@@ -124,8 +121,3 @@ def parsed(body: bytes, *, is_json: bool) -> Output:
 
 def _text(events: bytes) -> str:
     return events.decode("utf-8", "replace")
-
-
-def error_event(error: JobError, *, head: bytes = b"", fields: dict[str, Any] | None = None) -> str:
-    """An error as a server-sent event."""
-    return f"{_text(head)}data: {json.dumps((fields or {}) | error.payload())}\n\n"

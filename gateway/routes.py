@@ -6,6 +6,8 @@ host, a query, an escape, a dot segment) is refused by its form, so that what is
 
 from __future__ import annotations
 
+import re
+
 from common.addresses import is_plain_path
 from gateway.errors import InvalidInputError, RouteNotAllowedError
 
@@ -30,6 +32,43 @@ OPEN_ROUTES = frozenset(
         "/ping",
     }
 )
+
+
+# Routes under /v1 that SGLang 0.5.23 answers a GET on (http_server.py); everything else there is a POST.
+_GET_PATH = re.compile(r"/v1/(?:models(?:/.+)?|responses/[^/]+)")
+_POST_WITHOUT_BODY = re.compile(r"/v1/responses/[^/]+/cancel")
+
+# What may stand behind a path's question mark, https://www.rfc-editor.org/rfc/rfc3986#section-3.4.
+_QUERY = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2}){0,4096}")
+
+# The native routes that answer a POST; the other open ones outside /v1 are read with a GET.
+_NATIVE_POSTS = frozenset(
+    {GENERATE_PATH, "/encode", "/classify", "/tokenize", "/detokenize", "/parse_function_call", "/separate_reasoning"}
+)
+
+
+def answers_get(path: str) -> bool:
+    """Whether the engine answers a GET on an open path."""
+    if path.startswith("/v1/"):
+        return _GET_PATH.fullmatch(path) is not None
+    return path not in _NATIVE_POSTS
+
+
+def takes_post_without_body(path: str) -> bool:
+    """Whether a request without a body must be a POST all the same."""
+    return _POST_WITHOUT_BODY.fullmatch(path) is not None
+
+
+def checked_query(query: object) -> str:
+    """The query of a job's `openai_query`, without its question mark; empty where there is none.
+
+    Raises InvalidInputError for anything that is not the query of a URL.
+    """
+    if query is None:
+        return ""
+    if not isinstance(query, str) or not _QUERY.fullmatch(query):
+        raise InvalidInputError("'openai_query' must be the query of a URL, such as 'limit=5'", param="openai_query")
+    return query
 
 
 def open_path(route: object, allowed: frozenset[str] = frozenset()) -> str:

@@ -64,10 +64,6 @@ class EventFramer:
         self._searched = max(0, len(rest) - 1)
         return block
 
-    def close(self) -> bytes:
-        """The bytes after the last whole event: empty, unless the stream stopped inside an event."""
-        return bytes(self._rest).strip()
-
     def _normalise_line_ends(self) -> None:
         begin = max(0, self._searched - 1)
         # A \r at the very end waits for the byte after it.
@@ -119,8 +115,7 @@ async def batches(
     alone). Reading pauses while that many bytes are waiting, so that memory is bounded and a slow consumer holds the
     source back.
 
-    Bytes after the last whole event are handed over as a last, incomplete event: only the consumer knows whether the
-    stream was complete. An exception of `chunks` is raised here, after everything that came before it has been yielded.
+    Bytes after the last whole event are dropped, as by every reader of such streams: they are not an event. An exception of `chunks` is raised here, after everything that came before it has been yielded.
     EventTooLargeError as in `EventFramer`. Closing this generator stops the reading.
     """
     queue = _EventQueue(max_batch_bytes)
@@ -143,8 +138,6 @@ async def _read(chunks: AsyncIterator[bytes], framer: EventFramer, queue: _Event
             await queue.has_room()
             if len(chunk) < FULL_CHUNK_BYTES:  # else the source is fast
                 await queue.hold_is_over()
-        if rest := framer.close():
-            queue.put(rest)
     finally:
         queue.close()
 

@@ -1,0 +1,36 @@
+"""An error as the last event of a stream, in the form that clients of its route understand.
+
+Anthropic's SDK skips events without a name, and OpenAI's takes an event for an error by its field `error`; a stream that
+ends without such an event looks complete to both.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from common.errors import JobError
+
+MESSAGES_PATH = "/v1/messages"
+RESPONSES_PATH = "/v1/responses"
+
+# https://docs.anthropic.com/en/api/errors has no `server_error`.
+_ANTHROPIC_TYPES = {503: "overloaded_error"}
+
+
+def error_event(error: JobError, path: str | None) -> str:
+    """The event. path: the route that the request went to, None where it is not known."""
+    payload = error.payload()
+    if path == MESSAGES_PATH:
+        if error.type == "server_error":
+            payload["error"]["type"] = _ANTHROPIC_TYPES.get(error.code, "api_error")
+        return _named({"type": "error", **payload})
+    if path == RESPONSES_PATH:
+        # The event of OpenAI's reference, and the field by which its SDK raises.
+        flat = {"code": str(error.code), "message": error.message, "param": error.param, "sequence_number": 0}
+        return _named({"type": "error", **flat, **payload})
+    return f"data: {json.dumps(payload)}\n\n"
+
+
+def _named(data: dict[str, Any]) -> str:
+    return f"event: error\ndata: {json.dumps(data)}\n\n"
