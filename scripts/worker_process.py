@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ REPOSITORY = Path(__file__).parents[1]
 SCRIPTED_ENGINE = REPOSITORY / "tests" / "scripted_engine"
 _SCRATCH = tempfile.TemporaryDirectory(prefix="worker-process-")
 atexit.register(_SCRATCH.cleanup)
+_held_ports: deque[socket.socket] = deque()
+HELD_PORTS = 50  # by far more than servers that are started at a time
 ANSWER_SECONDS = 30.0  # far above what anything here takes
 
 
@@ -101,8 +104,9 @@ class Worker:
         return [float(line) for line in self.starts_path.read_text().splitlines()]
 
     def engine_pid(self) -> int | None:
-        """The engine's first process, None while there is none."""
-        return next((pid for pid in self.children() if "sglang.launch_server" in command_line(pid)), None)
+        """The engine's first process, a child of its guard's; None while there is none."""
+        guarded = (pid for guard in self.children() for pid in children_of(guard))
+        return next((pid for pid in guarded if "sglang.launch_server" in command_line(pid)), None)
 
     def engine_pids(self) -> list[int]:
         """The engine's process, and those of its group."""
@@ -111,9 +115,14 @@ class Worker:
 
     def children(self) -> list[int]:
         """The processes that the worker's main thread started."""
-        return [
-            int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        ]
+        return children_of(self.process.pid)
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process's main thread started; empty when it is gone."""
+    with suppress(OSError):
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 def command_line(pid: int) -> list[str]:
@@ -124,10 +133,19 @@ def command_line(pid: int) -> list[str]:
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
+    """A port for a server that another process will start.
+
+    It stays bound here for some time, without listening: who sets SO_REUSEADDR, as servers do, can bind it as well, and
+    the system gives it to nobody else in between.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    _held_ports.append(holder)
+    if len(_held_ports) > HELD_PORTS:
+        _held_ports.popleft().close()
+    port: int = holder.getsockname()[1]
+    return port
 
 
 def clean_environment() -> dict[str, str]:

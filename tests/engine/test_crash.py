@@ -16,7 +16,7 @@ from scripts.worker_process import Worker, running_platform, running_worker
 from sglang_engine.posix import is_alive, name_of
 from tests.answers import error_of, events_of
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 1")]
 
 ENDLESS = {"text": "Count: ", "stream": True, "sampling_params": {"max_new_tokens": 600, "ignore_eos": True}}
 UNSTREAMED = {**ENDLESS, "stream": False}

@@ -9,7 +9,7 @@ import pytest
 from scripts.worker_process import REPOSITORY
 from tests.engine.conftest import Api
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 2")]
 
 
 async def bench(*arguments: str) -> tuple[int | None, str, str]:

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.measure import MeasurementError, directly, load, running_worker
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.alone]
 
 STREAMS, EVENTS = 300, 100
 ROUND_TRIP_SECONDS = 0.03
