@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dotenv import load_dotenv
 
-from common.masking import Mask
+from common.masking import MASK, Mask, is_secret_name
 from common.settings import ConfigurationError
 from common.variables import VARIABLES, WAVERLESS_VARIABLES, read_variables
 from sglang_engine import foreground, hub, options
@@ -289,7 +289,7 @@ def warnings_for(environ: Mapping[str, str]) -> Iterator[str]:
 
 
 def _shown(option: Option, value: str) -> str:
-    return "***" if option.is_secret else repr(value)
+    return MASK if option.is_secret else repr(value)
 
 
 def main() -> int:
@@ -316,6 +316,7 @@ def main() -> int:
         return 2
     if arguments.health:
         return 0 if foreground.is_healthy(launch) else 1
+    mask.add(launch.secrets)
     if arguments.print:
         print(mask(_overview(launch, os.environ, image)))
         return 0
@@ -338,7 +339,8 @@ def _shown_setting(setting: Setting) -> str:
     if setting.name == EXTRA_ARGS:
         return shlex.join(masked(shlex.split(setting.value)))
     option = OPTIONS.get(setting.name)
-    return "***" if option is not None and option.is_secret else setting.value or "(off)"
+    is_secret = is_secret_name(setting.name) or (option is not None and option.is_secret)
+    return MASK if is_secret and setting.value else setting.value or "(off)"
 
 
 def _other_settings(environ: Mapping[str, str], image: Mapping[str, str]) -> Iterator[Setting]:

@@ -2,6 +2,7 @@
 
 - `errors`: what a failed job says, and a service that does not start.
 - `settings` and `variables`: how variables are read and checked, and the table of the worker's own.
-- `masking` and `logs`: secrets kept out of texts, and the log.
+- `masking`, `standard_streams` and `logs`: secrets kept out of all that leaves the process, output that waits for no
+  reader, and the log. `early_exit`: signals before there is a loop.
 - `tasks`, `addresses`, `web_server`, `parent_death`: small tools for asyncio, URLs, HTTP and child processes.
 """

@@ -1,11 +1,9 @@
-"""The log: one line a record on standard error, secrets masked."""
+"""The log: one line a record on standard error."""
 
 from __future__ import annotations
 
 import logging
 import sys
-
-from common.masking import Mask
 
 LOG_LEVELS = ("NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR")  # runpod 1.12.0, rp_logger.py
 
@@ -13,25 +11,13 @@ LOG_LEVELS = ("NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR")  # runpod 1.1
 _PYTHON_LEVELS = {"TRACE": "DEBUG", "WARN": "WARNING", "NOTSET": "CRITICAL"}
 
 
-class MaskingFormatter(logging.Formatter):
-    """Masks the whole line of a record, exceptions included."""
-
-    def __init__(self, format_string: str, mask: Mask) -> None:
-        super().__init__(format_string)
-        self._mask = mask
-
-    def format(self, record: logging.LogRecord) -> str:
-        """The masked line."""
-        return self._mask(super().format(record))
-
-
-def configure_logging(mask: Mask) -> None:
-    """Log to standard error.
+def configure_logging() -> None:
+    """Log to standard error; `common.standard_streams` masks what goes there.
 
     The HTTP libraries stay at WARNING: below it they log every request and its headers.
     """
     to_standard_error = logging.StreamHandler(sys.stderr)
-    to_standard_error.setFormatter(MaskingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s", mask))
+    to_standard_error.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[to_standard_error], level=logging.INFO, force=True)
     for library in ("httpx", "httpcore", "uvicorn"):
         logging.getLogger(library).setLevel(logging.WARNING)

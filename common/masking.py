@@ -1,9 +1,18 @@
-"""Secrets, kept out of whatever is logged or returned."""
+"""Secrets, kept out of everything that leaves the process: log, errors, `--print`.
+
+A text is masked as a whole and cut afterwards, never the other way round: half of a secret is found by nobody, and is
+still half of a secret. `Mask.head` does both for a text, `LineMask` for a stream of bytes.
+"""
 
 from __future__ import annotations
 
+import base64
+import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from urllib.parse import quote, quote_plus, unquote
+
+from common.errors import JobError
 
 MASK = "***"
 
@@ -13,28 +22,157 @@ _SECRET_NAME = re.compile(r"(?:API_?KEY|TOKEN|SECRET|SECRET_KEY|ACCESS_KEY|PRIVA
 
 # Shorter values are part of too many ordinary words to be looked for in a text.
 MIN_SECRET_CHARACTERS = 4
+# A line of a secret of several lines (a PEM file, a JSON file of credentials) counts as one of its own from here on.
+_MIN_LINE_CHARACTERS = 16
+# A longer secret is looked for in pieces, so that the beginning of a text can be masked without reading all of it.
+_MAX_PIECE_CHARACTERS = 1024
+# Base64 of a few characters is a common word.
+_MIN_BASE64_CHARACTERS = 8
 
 # SGLang prints all its arguments when it starts, as a Python dict: `'api_key': 'abc'`. So named, even a short key is
 # recognised.
-_NAMED = re.compile(r"""(['"]?\b(?:admin_)?api[_-]key['"]?\s*[=:]\s*)(?:'[^']*'|"[^"]*")""", re.IGNORECASE)
+_NAMED = re.compile(r"""(\b(?:(?:admin_)?api[_-]key|\w*password)['"]?\s*[=:]\s*)(?:'[^']*'|"[^"]*")""", re.IGNORECASE)
+# A key in a URL, whoever gave it: RunPod's webhooks, presigned addresses, a proxy's password.
+_IN_QUERY = re.compile(
+    r"([?&][\w.-]*(?:key|token|secret|password|sig|signature|credential)=)([^&#\s'\"<>]+)", re.IGNORECASE
+)
+_IN_ADDRESS = re.compile(r"(://[^/\s:@'\"]*:)([^/\s@'\"]+)(?=@)")
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of this name holds a secret."""
+    return _SECRET_NAME.search(name.upper()) is not None
 
 
 class Mask:
-    """Replaces secret values in texts."""
+    """Replaces secret values in texts: as they are, quoted for JSON, Python or a URL, and in Base64."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        long_enough = {secret for secret in secrets if len(secret) >= MIN_SECRET_CHARACTERS}
-        # The longest first: one secret may be the beginning of another.
-        words = [re.escape(secret) for secret in sorted(long_enough, key=len, reverse=True)]
-        self._values = re.compile("|".join(words)) if words else None
+        self._secrets: frozenset[str] = frozenset()
+        self._forms: tuple[str, ...] = ()
+        self._values: re.Pattern[str] | None = None
+        self.add(secrets)
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Mask:
-        """Every value of the environment whose variable's name says that it is a secret."""
-        return cls(value.strip() for name, value in environ.items() if _SECRET_NAME.search(name.upper()))
+        """What the environment has of secrets: in variables that are named so, and inside URLs."""
+        mask = cls(value for name, value in environ.items() if is_secret_name(name))
+        for value in environ.values():
+            quoted = [found for pattern in (_IN_QUERY, _IN_ADDRESS) for _, found in pattern.findall(value)]
+            mask.add([*quoted, *map(unquote, quoted)])
+        return mask
+
+    def add(self, secrets: Iterable[str]) -> None:
+        """Learn of more secrets. Whoever has this mask masks them from now on, in any thread."""
+        self._secrets |= {secret.strip() for secret in secrets}
+        forms = {form for secret in self._secrets for piece in _pieces(secret) for form in _forms(piece)}
+        # The longest first: one secret may be the beginning of another.
+        self._forms = tuple(sorted(forms, key=len, reverse=True))
+        self._values = re.compile("|".join(map(re.escape, self._forms))) if forms else None
 
     def __call__(self, text: str) -> str:
         """The text with every secret replaced."""
-        if self._values is not None:
+        # Looking for plain strings first is many times as fast as the pattern, which almost no text needs.
+        if self._values is not None and any(form in text for form in self._forms):
             text = self._values.sub(MASK, text)
-        return _NAMED.sub(rf"\1{MASK}", text)
+        text = _NAMED.sub(rf"\1{MASK}", text)
+        text = _IN_QUERY.sub(rf"\1{MASK}", text)
+        return _IN_ADDRESS.sub(rf"\1{MASK}", text) if "@" in text else text
+
+    def head(self, text: str, most: int) -> str:
+        """The masked text, or as much of its beginning as `most` characters hold; no half of a secret is at its end.
+
+        What comes later is not read, so that a huge text costs no more than this.
+        """
+        longest = max(map(len, self._forms), default=0)
+        if len(text) <= most:
+            return self(text)
+        begun = self(text[: most + longest])
+        return begun[: min(most, max(0, len(begun) - longest))]
+
+    def error(self, error: JobError, *, most: int) -> None:
+        """Mask an error in all that it says, each of its texts cut to `most` characters."""
+        for name, value in vars(error).items():
+            if isinstance(value, str):
+                setattr(error, name, self.head(value, most))
+
+
+def _pieces(secret: str) -> Iterator[str]:
+    """What to look for of a secret, which may have several lines: a log is read line by line."""
+    lines = secret.splitlines()
+    least = MIN_SECRET_CHARACTERS if len(lines) == 1 else _MIN_LINE_CHARACTERS
+    for line in (line.strip() for line in lines):
+        for begin in range(0, len(line), _MAX_PIECE_CHARACTERS):
+            piece = line[begin : begin + _MAX_PIECE_CHARACTERS]
+            if len(piece) >= (_MIN_LINE_CHARACTERS if begin else least):
+                yield piece
+
+
+def _forms(secret: str) -> set[str]:
+    """A secret as it may be written in a log, an address or a header."""
+    quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
+    in_small_letters = {re.sub("%..", lambda escape: escape[0].lower(), form) for form in quoted}
+    escaped = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
+    return {secret, *quoted, *in_small_letters, *escaped, *_base64_forms(secret.encode())}
+
+
+def _base64_forms(secret: bytes) -> Iterator[str]:
+    """In Base64, alone or inside something longer such as `user:secret`, without the characters that mix with that."""
+    for before in range(3):
+        encoded = base64.b64encode(bytes(before) + secret).decode().rstrip("=")
+        # 6 bits a character: those that hold bits of what is before or after the secret are another matter each time.
+        begin, end = -(-before * 8 // 6), (before + len(secret)) * 8 // 6
+        core = encoded[begin:end]
+        whole = encoded if before == 0 else core
+        for form in (core, whole):
+            if len(form) >= _MIN_BASE64_CHARACTERS:
+                yield form
+                yield form.translate(_URL_SAFE)
+
+
+_URL_SAFE = str.maketrans("+/", "-_")
+
+
+class LineMask:
+    """Masks a stream of bytes, line by line. Holds no more than one line, and a bounded part of that."""
+
+    # SGLang's longest line, its list of all arguments, has 20,000.
+    MAX_LINE_BYTES = 64 * 1024
+
+    def __init__(self, mask: Mask) -> None:
+        self._mask = mask
+        self._line = bytearray()  # what has come of a line that has not ended
+        self._left_out = 0  # how many bytes of it were too many
+
+    def feed(self, data: bytes) -> str:
+        """The masked lines that end in this data. Progress bars end theirs with a carriage return."""
+        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
+        begun = ""
+        if end and self._line:
+            first = min(place for place in (data.find(b"\n"), data.find(b"\r")) if place >= 0)
+            self._hold(data[:first])
+            begun, data, end = self._ended(), data[first:], end - first
+        self._hold(data[end:])
+        return begun + self._mask(_decoded(data[:end]))
+
+    def rest(self) -> str:
+        """What is left at the end, as a line."""
+        return f"{self._ended()}\n" if self._line else ""
+
+    def _hold(self, data: bytes) -> None:
+        room = self.MAX_LINE_BYTES - len(self._line)
+        self._line += data[:room]
+        self._left_out += len(data[room:])
+
+    def _ended(self) -> str:
+        line, left_out = _decoded(bytes(self._line)), self._left_out
+        self._line.clear()
+        self._left_out = 0
+        if not left_out:
+            return self._mask(line)
+        # It goes on after what is held, so that half of a secret may be at the end of that.
+        return f"{self._mask.head(line, len(line) - 1)}… (cut: {left_out} bytes more)"
+
+
+def _decoded(data: bytes) -> str:
+    return data.decode("utf-8", "replace")

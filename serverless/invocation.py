@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
 from dataclasses import dataclass
 from typing import NoReturn
 
+from common.early_exit import exit_on_signals
 from common.logs import configure_logging
 from common.masking import Mask
 from common.settings import ConfigurationError
+from common.standard_streams import never_wait_for_readers
 from serverless import environment
 from serverless.arguments import Arguments, parse_arguments
 from serverless.environment import PlatformName
@@ -50,5 +53,10 @@ def read_invocation(argv: list[str]) -> Invocation:
     if arguments.test_job is not None or arguments.serve_api:
         platform = PlatformName.LOCAL
     mask = Mask.from_environ(os.environ)
-    configure_logging(mask)
+    answers_one = arguments.test_job is not None
+    # The answer of local mode goes straight to standard output: whole, however slowly it is read.
+    flush = never_wait_for_readers(mask, ["stderr"] if answers_one else ["stdout", "stderr"])
+    atexit.register(flush)
+    exit_on_signals(EXIT_FAILED if answers_one else EXIT_OK, last=flush)
+    configure_logging()
     return Invocation(arguments, platform, mask)

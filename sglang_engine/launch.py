@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from common.addresses import url_of
 from sglang_engine import hub
 from sglang_engine.hub import DownloadWatch, HubModel
-from sglang_engine.options import masked, values_of, with_value
+from sglang_engine.options import masked, secrets_of, values_of, with_value
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,11 @@ class Launch:
         if len(missing) < len(self.models) and "--served-model-name" not in dict(values_of(arguments)):
             arguments += ["--served-model-name", self.served_model_name]  # else SGLang would take the folder's
         return replace(self, arguments=tuple(arguments), models=tuple(missing))
+
+    @property
+    def secrets(self) -> list[str]:
+        """The keys and passwords among its arguments, wherever they were set."""
+        return list(secrets_of(self.arguments))
 
     @property
     def is_offline(self) -> bool:

@@ -11,7 +11,7 @@ import difflib
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -218,6 +218,13 @@ def masked(words: list[str]) -> list[str]:
         shown.append("***" if hide else f"{flag}=***" if is_secret and equals else word)
         hide = is_secret and not equals
     return shown
+
+
+def secrets_of(words: Iterable[str]) -> Iterator[str]:
+    """The values of secret options among the words of a command line."""
+    for flag, value in values_of(list(words)):
+        if (option := option_of(flag)) is not None and option.is_secret:
+            yield value
 
 
 @cache

@@ -9,10 +9,10 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from common.masking import Mask
+from common.masking import LineMask, Mask
 
 _TAIL_LINES = 200
-_MAX_LINE_BYTES = 16 * 1024
+_READ_BYTES = 64 * 1024
 
 
 class Output:
@@ -54,20 +54,13 @@ class Output:
         self._transport.close()
 
     async def _copy(self, reader: asyncio.StreamReader) -> None:
-        rest = b""
-        while chunk := await reader.read(_MAX_LINE_BYTES):
-            # Whole lines only, or a secret could slip through in two halves; progress bars end theirs with \r.
-            data = rest + chunk
-            end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-            if not end and len(data) > _MAX_LINE_BYTES:
-                end = len(data)
-            rest = data[end:]
-            self._write(data[:end])
-        self._write(rest)
+        lines = LineMask(self._mask)
+        while data := await reader.read(_READ_BYTES):
+            self._pass_on(lines.feed(data))
+        self._pass_on(lines.rest())
 
-    def _write(self, data: bytes) -> None:
-        text = self._mask(data.decode("utf-8", "replace"))
+    def _pass_on(self, text: str) -> None:
         self._tail.extend(text.splitlines())
-        with suppress(OSError, ValueError):  # nobody reads our log any more; the engine must not stall for that
+        with suppress(OSError, ValueError):  # the engine must not stall for a log that cannot be written
             sys.stderr.write(text)
             sys.stderr.flush()
