@@ -30,6 +30,7 @@ from common.settings import ConfigurationError
 from engine import configure, read_image_file, warnings_for
 from gateway.deliver import Upstream, as_job_error, create_client
 from gateway.error_events import error_event
+from gateway.errors import make_presentable
 from gateway.request import build_request, path_of, unstreamed
 from gateway.response import ErrorEvent, Output
 from gateway.settings import GatewaySettings
@@ -82,7 +83,7 @@ def create_handler(
             log.info("job %s: %s %s %s in %.2f s", job.get("id"), request.method, request.path, how, _since(began))
         except Exception as exception:
             error = as_job_error(exception, request_timeout_seconds=settings.request_timeout_seconds)
-            error.message = mask(error.message)
+            make_presentable(error, mask)
             log.warning("job %s: failed after %.2f s: %d %s", job.get("id"), _since(began), error.code, error.type)
             if events_sent or isinstance(exception, ErrorEvent):
                 yield error_event(error, path_of(job.get("input")))

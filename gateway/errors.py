@@ -18,6 +18,7 @@ from http import HTTPStatus
 from typing import Any
 
 from common.errors import JobError
+from common.masking import Mask
 
 MAX_MESSAGE_CHARACTERS = 2000  # validation errors quote the input that they refuse, which may be megabytes
 
@@ -76,7 +77,7 @@ def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -
     code = status if status >= HTTPStatus.BAD_REQUEST else _error_code(fields)
     # A redirect is told as what it was; an answer that began well had no error status of its own.
     told = code if status < HTTPStatus.MULTIPLE_CHOICES else status
-    message = scrub(_message_of(error)) or f"the engine answered with status {told} and no message"
+    message = _message_of(error) or f"the engine answered with status {told} and no message"
     param, kind, reason = fields.get("param"), fields.get("type"), fields.get("code")
     return UpstreamError(
         message,
@@ -87,6 +88,16 @@ def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -
     )
 
 
+def make_presentable(error: JobError, mask: Mask) -> None:
+    """Make of an error what a client may see: no secret, and of the engine's own words no trace of its insides.
+
+    Masked first and cut last, or half a secret could be left at the cut.
+    """
+    mask.error(error, most=4 * MAX_MESSAGE_CHARACTERS)
+    if isinstance(error, UpstreamError):
+        error.message = scrub(error.message) or f"the engine answered with status {error.code} and no message"
+
+
 def scrub(message: str) -> str:
     """The message without stack traces and file paths, and of bounded length.
 
@@ -94,7 +105,7 @@ def scrub(message: str) -> str:
     """
     kept: list[str] = []
     in_frame = False
-    for line in message[: 4 * MAX_MESSAGE_CHARACTERS].splitlines():
+    for line in message.splitlines():
         if _FRAME.match(line):
             in_frame = True
         elif not (in_frame and line[:1].isspace()):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from common.errors import JobError
 from common.masking import MASK, LineMask, Mask
 from engine import _overview, plan
+from gateway.errors import MAX_MESSAGE_CHARACTERS, from_payload, make_presentable
 
 ENVIRONMENT = {
     "API_KEY": "sk-engine",
@@ -161,3 +162,14 @@ def test_lines_come_out_whole_and_in_order(pieces: list[bytes], size: int) -> No
     shown = "".join(map(lines.feed, chunks(data, size))) + lines.rest()
     expected = data.decode("utf-8", "replace").replace("hf_abcdef", "***")
     assert shown in (expected, f"{expected}\n")
+
+
+@pytest.mark.parametrize("place", [MAX_MESSAGE_CHARACTERS - 5, 4 * MAX_MESSAGE_CHARACTERS - 5])
+def test_engine_s_message_is_masked_before_it_is_cut(place: int) -> None:
+    frames = '\n  File "/a/b.py", line 3\n' + "    x" * 1500 + "\n"  # which are taken out of the message
+    message = ("x" * 100 + frames).ljust(place, " ") if place > len(frames) else "x" * place
+    error = from_payload({"error": {"message": f"{message}hf_abcdef, and more", "type": "no hf_abcdef"}}, 400)
+    make_presentable(error, Mask(["hf_abcdef"]))
+    assert "hf_" not in error.as_json()
+    assert error.type == "no ***"
+    assert len(error.message) <= MAX_MESSAGE_CHARACTERS + len("… (cut)")
