@@ -16,14 +16,15 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvloop
 
 from common.errors import JobError, StartError, UnavailableError
 from common.logs import set_log_level
 from common.tasks import cancel, reason_of_end
-from common.web_server import PortInUseError, serving
+from common.web_server import PortInUseError, WebServerError, serving
 from serverless.arguments import Arguments
 from serverless.environment import PlatformName
 from serverless.invocation import EXIT_FAILED, EXIT_OK, Invocation
@@ -32,6 +33,9 @@ from serverless.platform import Delivery, Platform, the_only_one
 from serverless.service import Job, Lifespan, Service, error_of
 from serverless.settings import WorkerSettings
 from serverless.signals import Stop, stop_on_signals
+
+if TYPE_CHECKING:
+    from serverless.runpod import Heart
 
 log = logging.getLogger("worker.serverless")
 
@@ -102,9 +106,9 @@ def _run(work: Work, arguments: Arguments) -> int:
         if arguments.serve_api:
             from serverless.local import local_platform  # the web framework's import costs the other modes time
 
-            return _run_in_loop(_work(work, local_platform(arguments, work.settings)))
+            return _run_in_loop(_work(work, partial(local_platform, arguments, work.settings)))
         return _run_worker(work)
-    except PortInUseError as error:
+    except WebServerError as error:
         log.error("%s", error)
         return EXIT_FAILED
 
@@ -164,16 +168,19 @@ def _run_worker(work: Work) -> int:
         log.error("a fitness check of this machine failed; see above")
         return EXIT_FAILED
     # The heartbeat begins before the engine does: loading a model takes minutes, and the platform should see us alive.
-    runpod.start_heartbeat()
-    return _run_in_loop(_work(work, _deployed_platform(work)))
+    heart = runpod.Heart()
+    heart.start()
+    return _run_in_loop(_work(work, lambda _: _deployed_platform(work, heart)))
 
 
 @asynccontextmanager
-async def _deployed_platform(work: Work) -> AsyncGenerator[Platform, None]:
+async def _deployed_platform(work: Work, heart: Heart) -> AsyncGenerator[Platform, None]:
     """What a deployed worker has around its jobs; gives the open connection to the platform."""
     from serverless.runpod import RunPodPlatform
 
     async with AsyncExitStack() as stack:
+        beating = asyncio.create_task(heart.keep(), name="keeping the heartbeat")
+        stack.push_async_callback(cancel, beating)
         if work.platform is PlatformName.WAVERLESS:
             from serverless.waverless import WaverlessPlatform, health_app
 
@@ -187,11 +194,14 @@ async def _deployed_platform(work: Work) -> AsyncGenerator[Platform, None]:
             yield await stack.enter_async_context(RunPodPlatform.connect())
 
 
-async def _work(work: Work, platform: AbstractAsyncContextManager[Platform]) -> int:
-    """Answer the platform's jobs until told to stop, or until the service breaks. Returns the exit code."""
+async def _work(work: Work, platform: Callable[[asyncio.Event], AbstractAsyncContextManager[Platform]]) -> int:
+    """Answer the platform's jobs until told to stop, or until the service breaks. Returns the exit code.
+
+    platform: the connection to it; called with the event that is set when this worker is told to stop.
+    """
     with stop_on_signals() as stop:
         try:
-            async with platform as connection, work.lifespan() as service:
+            async with platform(stop.requested) as connection, work.lifespan() as service:
                 stop.gracefully = True
                 jobs = JobLoop(connection, service, concurrency=work.concurrency, delivery=work.delivery)
                 return await _take_jobs(service, jobs, work.settings, stop)

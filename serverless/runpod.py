@@ -17,12 +17,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import multiprocessing
 import os
+import resource
+import signal
+import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote
 
 import aiohttp
@@ -39,13 +43,15 @@ from serverless.polling import LONG_POLL_SECONDS
 from serverless.service import Job
 from serverless.tolerant_json import parse_tolerantly
 
+log = logging.getLogger("worker.platform")
+
 __all__ = [
     "VERSION",
     "WORKER_ID",
+    "Heart",
     "RunPodPlatform",
     "is_machine_fit",
     "jobs_in_progress",
-    "start_heartbeat",
     "validate",
 ]
 
@@ -56,6 +62,9 @@ POLL_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=30.0)
 
 # The session's own limit is 600 s; a post that hangs is better tried again.
 POST_TIMEOUT = aiohttp.ClientTimeout(60)
+
+# Between the end of a heartbeat and the next.
+HEART_PAUSE_SECONDS = 1.0
 
 # The heartbeat tells of the jobs in progress every few seconds (rp_ping.py); it is told of changes after so long. The
 # SDK itself lists all jobs anew whenever one begins or ends.
@@ -225,20 +234,71 @@ def jobs_in_progress() -> int:
     return len(JobsProgress())
 
 
-def start_heartbeat() -> None:
-    """Report this worker alive to the platform, from a process of its own that ends with this one.
+class Heart:
+    """Reports this worker alive to the platform, from a process of its own that ends with this one.
 
-    The SDK's own start_ping would let the heart of a killed worker beat on.
+    The SDK's own start_ping would let the heart of a killed worker beat on, and would not notice one that stops. Here a
+    keeper process, forked before this process has threads or sockets, starts the heartbeat again whenever it dies; the
+    worker itself looks after the keeper.
     """
-    if os.environ.get("RUNPOD_WEBHOOK_PING"):
-        multiprocessing.Process(target=_beat, args=(_mirror,), name="heartbeat", daemon=True).start()
+
+    def __init__(self) -> None:
+        self._keeper: multiprocessing.Process | None = None
+
+    def start(self) -> None:
+        """Begin to beat; nothing where the platform wants no heartbeat."""
+        if os.environ.get("RUNPOD_WEBHOOK_PING"):
+            self._keeper = multiprocessing.Process(target=_keep_beating, args=(_mirror,), name="heartbeat", daemon=True)
+            self._keeper.start()
+
+    async def keep(self) -> None:
+        """Start the keeper again whenever it ends, for as long as this runs."""
+        while self._keeper is not None:
+            await _ended(self._keeper)
+            log.error("the heartbeat has stopped (code %s); it is started again", self._keeper.exitcode)
+            await asyncio.sleep(HEART_PAUSE_SECONDS)
+            try:
+                self.start()
+            except OSError as error:
+                log.error("this worker has no heartbeat, and the platform may take it for dead: %s", error.strerror)
 
 
-def _beat(mirror: Any) -> None:
+async def _ended(process: multiprocessing.Process) -> None:
+    """Return when a child has ended."""
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(process.sentinel, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process.sentinel)
+    process.join()
+
+
+def _keep_beating(mirror: Any) -> None:
+    """In the keeper: fork the heartbeat, wait for its end, and again."""
+    die_with_parent()
+    # A keeper that is started late is forked from a process with connections: held open here, they would not close.
+    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C reaches the whole group; the worker decides
+    while True:
+        beat = os.fork()
+        if beat == 0:
+            _beat(mirror)
+        _, status = os.waitpid(beat, 0)
+        how = os.waitstatus_to_exitcode(status)
+        os.write(2, f"the heartbeat's process ended with code {how}; it is started again\n".encode())
+        time.sleep(HEART_PAUSE_SECONDS)
+
+
+def _beat(mirror: Any) -> NoReturn:
+    """In the heartbeat's own process: the SDK's loop of pings."""
     from runpod.serverless.modules.rp_ping import Heartbeat
 
     die_with_parent()
-    Heartbeat.process_loop(mirror)
+    try:
+        Heartbeat.process_loop(mirror)
+    finally:
+        os._exit(1)
 
 
 def is_machine_fit() -> bool:
