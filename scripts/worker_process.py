@@ -161,6 +161,7 @@ async def start_worker(
     engine: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     folder: Path | None = None,
     stdout: int | None = None,
+    stderr: int | None = None,
     program: Path = REPOSITORY / "handler.py",
 ) -> Worker:
     """Start `python handler.py` with a deployed worker's variables. `engine` scripts how the scripted engine starts."""
@@ -186,7 +187,7 @@ async def start_worker(
             cwd=folder or scratch,
             env=variables | dict(environment or {}),
             stdout=log if stdout is None else stdout,
-            stderr=log,
+            stderr=log if stderr is None else stderr,
         )
     return Worker(process, f"http://127.0.0.1:{port}", log_path, scratch / "starts")
 

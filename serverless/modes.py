@@ -191,7 +191,7 @@ async def _deployed_platform(work: Work, heart: Heart) -> AsyncGenerator[Platfor
                 log.warning("no /health for Waverless, jobs are answered all the same: %s", error)
             yield await stack.enter_async_context(WaverlessPlatform.connect())
         else:
-            yield await stack.enter_async_context(RunPodPlatform.connect())
+            yield await stack.enter_async_context(RunPodPlatform.connect(streams=work.delivery.streamed))
 
 
 async def _work(work: Work, platform: Callable[[asyncio.Event], AbstractAsyncContextManager[Platform]]) -> int:

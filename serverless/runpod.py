@@ -78,17 +78,21 @@ POST_HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urle
 class RunPodPlatform:
     """RunPod's job queue, or one that speaks its protocol. A `Platform`."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
+    def __init__(self, session: aiohttp.ClientSession, *, streams: bool) -> None:
         self._session = session
+        self._streams = streams
         self._progress = JobsProgress()
         self._mirroring: asyncio.TimerHandle | None = None
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls) -> AsyncGenerator[RunPodPlatform, None]:
-        """Open the session with the worker's credentials, for as long as this lasts."""
+    async def connect(cls, *, streams: bool = True) -> AsyncGenerator[RunPodPlatform, None]:
+        """Open the session with the worker's credentials, for as long as this lasts.
+
+        streams: whether jobs have outputs that are sent as they come; the platform is told so with each result.
+        """
         async with AsyncClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:  # none are sent or kept
-            yield cls(session)
+            yield cls(session, streams=streams)
 
     async def take(self, most: int) -> list[Any]:
         """One long poll. The SDK's own get_job would drop a whole batch for one job that does not parse."""
@@ -143,7 +147,7 @@ class RunPodPlatform:
 
     async def post_result(self, job: Job, result: dict[str, Any]) -> None:
         """Post the end of a job."""
-        await self._post(JOB_DONE_URL, job, result, is_stream=True)
+        await self._post(JOB_DONE_URL, job, result, is_stream=self._streams)  # true for generators, in the SDK too
 
     def begun(self, job_id: str) -> None:
         """Count a job as in progress, for the heartbeat and the take channel to report."""
@@ -314,6 +318,7 @@ def is_machine_fit() -> bool:
 
 
 def _run_fitness_checks() -> None:
+    die_with_parent()  # which may be told to stop meanwhile
     from runpod.serverless.modules.rp_fitness import run_fitness_checks
 
     asyncio.run(run_fitness_checks())
