@@ -1,7 +1,7 @@
 """An error as the last event of a stream, in the form that clients of its route understand.
 
-Anthropic's SDK skips events without a name, and OpenAI's takes an event for an error by its field `error`; a stream that
-ends without such an event looks complete to both.
+Anthropic's SDK skips events without a name, and OpenAI's takes an event for an error by its field `error`. To both, a
+stream that ends without such an event looks complete.
 """
 
 from __future__ import annotations

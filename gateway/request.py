@@ -33,6 +33,15 @@ _TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", 
 
 
 @dataclass(frozen=True)
+class TokenIds:
+    """The span of the token ids in a prompt, and the body's field that holds them."""
+
+    field: str
+    least: int
+    greatest: int
+
+
+@dataclass(frozen=True)
 class UpstreamRequest:
     """One request to the engine. `body` is JSON text in UTF-8; `stream` says whether the client asked for events."""
 
@@ -41,6 +50,7 @@ class UpstreamRequest:
     body: bytes | None = None
     stream: bool = False
     query: str = ""
+    token_ids: TokenIds | None = None
 
 
 def build_request(
@@ -121,8 +131,8 @@ def _openai_request(job_input: dict[str, Any], limits: Limits, allowed_routes: f
 def _method(job_input: dict[str, Any], path: str, body: dict[str, Any] | None) -> str:
     """The method: as `openai_method` says, else by the body.
 
-    A job without a body is a GET. `{}` may be a POST's body, and is also what RunPod sends for a GET: it counts as a GET
-    on the routes that SGLang answers one on, and as a POST's body everywhere else.
+    A job without a body is a GET. `{}` may be a POST's body, and is also what RunPod sends for a GET: it counts as a
+    GET on the routes that SGLang answers one on, and as a POST's body everywhere else.
     """
     method = job_input.get("openai_method")
     if method is not None:
@@ -164,7 +174,19 @@ def _generate_request(job_input: dict[str, Any], limits: Limits) -> UpstreamRequ
 
 def _post(path: str, body: dict[str, Any], limits: Limits) -> UpstreamRequest:
     _check_n(body, limits)
-    return UpstreamRequest("POST", path, _encode(body, limits), _wants_stream(body.get("stream")))
+    return UpstreamRequest(
+        "POST", path, _encode(body, limits), _wants_stream(body.get("stream")), token_ids=_token_ids(body)
+    )
+
+
+def _token_ids(body: dict[str, Any]) -> TokenIds | None:
+    """The ids of a prompt that is given as ids, to /generate, completions or embeddings."""
+    for field in ("input_ids", "prompt", "input"):
+        ids: Any = body.get(field)
+        if _is_token_ids(ids):
+            flat = ids if isinstance(ids[0], int) else [token for prompt in ids for token in prompt]
+            return TokenIds(field, min(flat), max(flat))
+    return None
 
 
 def _wants_stream(value: Any) -> bool:

@@ -115,7 +115,8 @@ async def batches(
     alone). Reading pauses while that many bytes are waiting, so that memory is bounded and a slow consumer holds the
     source back.
 
-    Bytes after the last whole event are dropped, as by every reader of such streams: they are not an event. An exception of `chunks` is raised here, after everything that came before it has been yielded.
+    Bytes after the last whole event are dropped, as by every reader of such streams: they are not an event. An
+    exception of `chunks` is raised here, after everything that came before it has been yielded.
     EventTooLargeError as in `EventFramer`. Closing this generator stops the reading.
     """
     queue = _EventQueue(max_batch_bytes)

@@ -1,0 +1,97 @@
+"""Which request killed the engine: found out, so that one poisoned request costs neither its neighbours nor the worker.
+
+Nobody can tell from outside which of the requests in flight an engine died of. So each is sent again, once, beside the
+others. A request under which a second engine dies is the likely cause if it is the only such one. If there are several,
+they are tried one after the other, each alone, until one has another engine die under it; the others are then sent
+again beside each other. A trial is over with the first sign of an answer, or after TRIAL_SECONDS: what kills an engine
+does so when it is first computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+TRIAL_SECONDS = 10.0
+# Trials hold everybody else up. The culprit is nearly always among those that were sent last.
+MAX_TRIALS = 8
+# Under how many engines' deaths a request is given up, whoever caused them.
+MAX_DEATHS = 4
+
+
+@dataclass(eq=False)
+class Ticket:
+    """One request, over all its tries."""
+
+    label: str = ""
+    """How the log names it."""
+    deaths: list[int] = field(default_factory=list)
+    """The lives of the engines that died under it before it had an answer."""
+    is_likely_cause: bool = False
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it is not to be sent again."""
+        return self.is_likely_cause or len(self.deaths) >= MAX_DEATHS
+
+
+class Suspects:
+    """The requests that may have killed an engine."""
+
+    def __init__(self) -> None:
+        self.pardoned: set[int] = set()
+        """The lives whose deaths were one request's doing; they say nothing about the engine or the machine."""
+        self._on_trial: Ticket | None = None
+        self._awaiting_trial: list[Ticket] = []  # who was sent last comes last, and is tried first
+        self._answered = 1  # requests answered since the last pardon; the engine's own warm-up is the first
+        self._changed = asyncio.Event()
+
+    async def wait_for_turn(self, ticket: Ticket) -> None:
+        """Return when a request may go to the engine: at once, but for trials."""
+        while not self._may_go(ticket):
+            await self._changed.wait()
+        if self._awaiting_trial:
+            self._on_trial = self._awaiting_trial.pop()
+            asyncio.get_running_loop().call_later(TRIAL_SECONDS, self.clear, ticket)
+
+    def answered(self, ticket: Ticket) -> None:
+        """Note that a request has had its answer."""
+        self._answered += 1
+        self.clear(ticket)
+
+    def clear(self, ticket: Ticket) -> None:
+        """End a request's trial, if it is on one: the engine has survived it, or it has gone."""
+        if ticket in self._awaiting_trial:
+            self._awaiting_trial.remove(ticket)
+        if self._on_trial is ticket:
+            self._on_trial = None
+        self._wake()
+
+    def engine_died(self, life: int, unanswered: Sequence[Ticket]) -> Ticket | None:
+        """Note a death, and the requests that had no answer yet, the oldest first; the likely cause if it is known."""
+        for ticket in unanswered:
+            ticket.deaths.append(life)
+        repeated = [ticket for ticket in unanswered if len(ticket.deaths) > 1]
+        cause = self._on_trial if self._on_trial in unanswered else repeated[0] if len(repeated) == 1 else None
+        self._on_trial = None
+        if cause is None:
+            known = [ticket for ticket in self._awaiting_trial if ticket not in repeated]
+            self._awaiting_trial = (known + [ticket for ticket in repeated if not ticket.is_given_up])[-MAX_TRIALS:]
+        else:
+            cause.is_likely_cause = True
+            self._awaiting_trial.clear()
+            if self._answered:
+                self.pardoned.update(cause.deaths)
+            self._answered = 0
+        self._wake()
+        return cause
+
+    def _may_go(self, ticket: Ticket) -> bool:
+        if self._on_trial is not None:
+            return False
+        return not self._awaiting_trial or self._awaiting_trial[-1] is ticket
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
