@@ -4,5 +4,6 @@
 - `settings` and `variables`: how variables are read and checked, and the table of the worker's own.
 - `masking`, `standard_streams` and `logs`: secrets kept out of all that leaves the process, output that waits for no
   reader, and the log. `early_exit`: signals before there is a loop.
-- `tasks`, `addresses`, `web_server`, `parent_death`: small tools for asyncio, URLs, HTTP and child processes.
+- `tasks`, `addresses`, `web_server`, `parent_death`, `descriptors`: small tools for asyncio, URLs, HTTP, child
+  processes and file descriptors.
 """

@@ -6,5 +6,5 @@
 - `process`: one life of the child process; `output`: what it writes; `supervisor`: its restarts; `failure_causes`: why
   it ended.
 - `transport`: the connections to it. `foreground`: SGLang in this process's place, without a worker.
-- `posix`: process groups, parent-death signals, and noticing the end of a process.
+- `guarded` and `guard`: a process whose descendants end with it. `posix`: processes seen from outside, and their end.
 """

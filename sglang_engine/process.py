@@ -7,21 +7,22 @@ import importlib.util
 import logging
 import os
 import socket
-import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 
 import httpx
 
+from common.descriptors import lacks_descriptors
 from common.masking import Mask
-from common.parent_death import die_with_parent
 from common.tasks import cancel
 from sglang_engine.errors import EngineError
 from sglang_engine.failure_causes import explain
+from sglang_engine.guarded import GuardedProcess
 from sglang_engine.launch import Launch
 from sglang_engine.output import Output
-from sglang_engine.posix import GroupGuard, group_members, kill_group, name_of, wait_for_exit
+from sglang_engine.posix import group_members, name_of, wait_for_exit
 
 log = logging.getLogger("worker.engine")
 
@@ -31,8 +32,14 @@ STOP_TIMEOUT_SECONDS = 1.5
 # SIGKILL leaves a process no choice, but the kernel may need a while to free its GPU memory.
 KILL_TIMEOUT_SECONDS = 5.0
 POLL_SECONDS = 0.1
-PROBE_TIMEOUT_SECONDS = 1.0  # the answer costs the engine nothing; one that needs longer for it is not ready
+WARM_PROBE_SECONDS = 1.0  # the answer costs the engine nothing; one that needs longer for it is not ready
 WAIT_LOG_SECONDS = 30.0
+
+# How long an engine that has been silent for REQUEST_TIMEOUT_SECONDS has to answer before it counts as wedged. Long,
+# since a wrong verdict costs the work of every request in flight. SGLang 0.5.23 itself answers /health_generate with
+# 503 after 20 s (SGLANG_HEALTH_CHECK_TIMEOUT) in which its scheduler has finished no step.
+SERVER_PROBE_SECONDS = 5.0
+SCHEDULER_PROBE_SECONDS = 30.0
 
 # The processes that SGLang cannot do without call themselves `sglang::scheduler_TP0`, `sglang::detokenizer`, … When one
 # dies, the parent needs 5 s (65 s with its wait for CUDA core dumps) to see that it is dead as well.
@@ -54,29 +61,27 @@ class Ending:
 class Engine:
     """The SGLang process: start, wait until warm, notice its end, stop. It can be started again after its end.
 
-    The process leads a session and process group of its own, so that its children can be ended with it. When this
-    process ends, however it does, so does the engine: by a parent-death signal on Linux, and its children by a guard.
-    Its output goes to this process's standard error, secrets masked.
+    It runs under a guard: when it ends, or when this process does, however that happens, all that it has started ends
+    as well. Its output goes to this process's standard error, secrets masked.
     """
 
     def __init__(self, launch: Launch, mask: Mask) -> None:
         self.launch = launch
         self._started = launch  # with the models that were on disk when it was started
         self._mask = mask
-        self._process: asyncio.subprocess.Process | None = None
-        self._guard: GroupGuard | None = None
+        self._process: GuardedProcess | None = None
         self._output: Output | None = None
         self._vital: dict[int, str] = {}
 
     def pids(self) -> list[int]:
-        """The process and what it started; empty where there is none, or no /proc to tell."""
+        """The process and the others of its group; empty where there is none, or no /proc to tell."""
         return sorted(group_members(self._process.pid)) if self._process is not None else []
 
     async def start(self) -> None:
         """Start the process; returns at once.
 
-        Raises EngineError where SGLang is not installed, or something else listens on its port: SGLang would find out
-        only after minutes, and until then the other server would pass for it.
+        Raises EngineError where SGLang is not installed, the machine does not let it start, or something else listens
+        on its port: SGLang would find out only after minutes, and until then the other server would pass for it.
         """
         if importlib.util.find_spec("sglang") is None:
             raise EngineError("SGLang is not installed for this Python; use the image, or scripts/install for a CPU")
@@ -86,18 +91,14 @@ class Engine:
         log.info("starting the engine: %s", launch.shown_command())
         if launch.is_offline:
             log.info("the model is on disk: the engine starts offline")
-        self._output = await Output.open(self._mask)
-        with self._output.writable() as descriptor:
-            self._process = await asyncio.create_subprocess_exec(
-                *launch.command(),
-                stdin=subprocess.DEVNULL,
-                stdout=descriptor,
-                stderr=descriptor,
-                env=launch.child_environ(os.environ),
-                start_new_session=True,
-                preexec_fn=die_with_parent,
-            )
-        self._guard = GroupGuard(self._process.pid)
+        try:
+            self._output = await Output.open(self._mask)
+            with self._output.writable() as descriptor:
+                self._process = await GuardedProcess.start(
+                    launch.command(), environ=launch.child_environ(os.environ), output=descriptor
+                )
+        except OSError as error:
+            raise EngineError(f"the engine's process cannot be started: {error.strerror or error}") from error
 
     async def wait_until_ready(self, timeout_seconds: float) -> None:
         """Return as soon as the engine is warm.
@@ -121,7 +122,7 @@ class Engine:
             probing.result()
         finally:
             await cancel(exited, probing, telling)
-        self._vital = {pid: name for pid in self.pids() if (name := name_of(pid)).startswith(VITAL_PREFIX)}
+        self._vital = self._vital_processes()
         log.info("the engine is ready after %.1f s", time.monotonic() - began)
 
     async def wait_for_end(self) -> Ending:
@@ -138,54 +139,68 @@ class Engine:
         finally:
             await cancel(leader, *vital)
 
+    def _vital_processes(self) -> dict[int, str]:
+        try:
+            return {pid: name for pid in self.pids() if (name := name_of(pid)).startswith(VITAL_PREFIX)}
+        except OSError as error:
+            log.warning("/proc cannot be read (%s): a dead scheduler is noticed only when SGLang ends", error.strerror)
+            return {}
+
     async def explain(self, ending: Ending) -> str:
         """A sentence on how the engine ended, and why. Ends what is left of it, so that its last output can be read."""
-        kill_group(self._running.pid)
+        self._running.kill()
         output = await self._output.rest(_DRAIN_SECONDS) if self._output is not None else ""
         return f"{ending.process} {explain(ending.code, output)}"
 
-    async def answers(self, timeout_seconds: float) -> bool:
-        """Whether `/health` gives any answer in time. It generates no tokens."""
-        async with self._probe_client(timeout_seconds) as client:
-            try:
-                await client.get("/health")
-            except httpx.TransportError:
-                return False
-            return True
+    async def find_hang(self) -> str | None:
+        """What of the engine does not answer, to complete "the engine …"; None where everything does.
+
+        First the server, then the scheduler behind it: that one has to generate a token, or finish a step of what it is
+        doing. Only for an engine that has been silent for long, since it may take SCHEDULER_PROBE_SECONDS.
+        """
+        if not await self._answers("/health", SERVER_PROBE_SECONDS):
+            return "does not answer on /health"
+        if not await self._answers("/health_generate", SCHEDULER_PROBE_SECONDS):
+            return "answers on /health, but its scheduler does not on /health_generate"
+        return None
+
+    async def _answers(self, path: str, timeout_seconds: float) -> bool:
+        """Whether a health route answers in time, with anything but 503, which is how SGLang says that it gave up."""
+        try:
+            async with self._probe_client(timeout_seconds) as client, asyncio.timeout(timeout_seconds):
+                response = await client.get(path)
+        except (httpx.TransportError, TimeoutError) as error:
+            return lacks_descriptors(error)  # then nothing is known of the engine, and nothing is done to it
+        return response.status_code != HTTPStatus.SERVICE_UNAVAILABLE
 
     async def stop(self) -> None:
-        """End the process and everything that it started: SIGTERM, a deadline, SIGKILL to the group."""
-        if self._process is not None and self._process.returncode is None:
+        """End the process and everything that it started: SIGTERM, a deadline, SIGKILL to all of it."""
+        if self._process is not None and not self._process.has_ended:
             log.info("stopping the engine")
+            self._process.terminate()  # it alone: a scheduler that goes first looks like a crash to SGLang
             try:
-                with suppress(ProcessLookupError):
-                    self._process.terminate()  # it alone: a scheduler that goes first looks like a crash to SGLang
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_SECONDS)
             finally:  # also when this is cancelled: the children must not outlive us
-                kill_group(self._process.pid)
+                self._process.kill()
         await self.kill()
 
     async def kill(self) -> None:
         """End the process and everything that it started, at once; return when it is gone, or will not go."""
         try:
             if self._process is not None:
-                kill_group(self._process.pid)
+                self._process.kill()
                 async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
-                    await self._process.wait()
-                    while group_members(self._process.pid):
-                        await asyncio.sleep(0.01)
+                    await self._process.wait_for_all()
         except TimeoutError:
             log.error("the engine does not end: the kernel holds it, which points to the GPU or its driver")
         finally:
-            if self._guard is not None:
-                self._guard.dismiss()
             if self._output is not None:
                 self._output.close()
-            self._process = self._guard = self._output = None
+            self._process = self._output = None
 
     @property
-    def _running(self) -> asyncio.subprocess.Process:
+    def _running(self) -> GuardedProcess:
         if self._process is None:
             raise RuntimeError("the engine has not been started")
         return self._process
@@ -196,7 +211,7 @@ class Engine:
     async def _probe_until_warm(self, began: float) -> None:
         """Poll `/health`, which answers 200 once SGLang's own warm-up request is through."""
         said = began
-        async with self._probe_client(PROBE_TIMEOUT_SECONDS) as client:
+        async with self._probe_client(WARM_PROBE_SECONDS) as client:
             while True:
                 try:
                     response = await client.get("/health")

@@ -4,6 +4,8 @@
         └──error──▶ (EngineError)            └──error, or too often──▶ FAILED
     any of them ──left──▶ STOPPED
 
+Whatever ends the task that keeps the engine running, the engine is given up then: FAILED, with the reason.
+
 Requests that the engine died under are not this module's: it tells them (`Exchange.engine_is_lost`), and lets them wait
 for the next engine (`Supervisor.exchange`).
 """
@@ -18,10 +20,10 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-from common.errors import UnavailableError
-from common.tasks import cancel
+from common.errors import UnavailableError, type_and_place
+from common.tasks import cancel, reason_of_end
 from sglang_engine.errors import EngineError
 from sglang_engine.process import Ending, Engine
 from sglang_engine.settings import EngineSettings
@@ -35,10 +37,6 @@ LONGEST_PAUSE_SECONDS = 5.0
 
 # A broken connection is seen before the end of the process that broke it, by as long as the kernel takes to end it.
 LOSS_NOTICE_SECONDS = 1.0
-
-# How long a silent engine has to answer on /health before it counts as wedged. Long, since a wrong verdict costs the
-# work of every request in flight, and nobody has been served for REQUEST_TIMEOUT_SECONDS anyway.
-WEDGE_PROBE_SECONDS = 5.0
 
 
 class State(StrEnum):
@@ -104,7 +102,7 @@ class Supervisor:
         self._deaths: list[str] = []  # why each engine died, by its life
         self._failure = ""
         self._changed = asyncio.Event()
-        self._wedged = asyncio.Event()
+        self._hang: asyncio.Future[str] | None = None  # what does not answer, once the engine is found to be wedged
         self._probe: asyncio.Task[bool] | None = None
         self._supervising: asyncio.Task[None] | None = None
 
@@ -116,15 +114,18 @@ class Supervisor:
             raise
         self._set(State.READY)
         self._supervising = asyncio.create_task(self._supervise())
+        self._supervising.add_done_callback(self._supervision_ended)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await cancel(self._supervising)
         if self.state is not State.FAILED:
             self._set(State.STOPPED)
-        await self._engine.stop()
+        try:
+            await cancel(self._supervising, self._probe)
+        finally:
+            await self._engine.stop()
 
     @asynccontextmanager
     async def exchange(self) -> AsyncGenerator[Exchange, None]:
@@ -161,18 +162,18 @@ class Supervisor:
         return self._failure
 
     async def wait_for_loss(self, life: int) -> None:
-        """Return once the engine of that life has died."""
-        while self.lives <= life:
+        """Return once the engine of that life has died, or will not be used any more."""
+        while self.lives <= life and self.state is not State.STOPPED:
             await self._changed.wait()
 
     async def reason_of_loss(self, life: int) -> str:
         """Why the engine of that life died, once that is known."""
-        while len(self._deaths) <= life:
+        while len(self._deaths) <= life and self.state is not State.STOPPED:
             await self._changed.wait()
-        return self._deaths[life]
+        return self._deaths[life] if len(self._deaths) > life else "the engine has been stopped"
 
     async def kill_if_wedged(self, life: int) -> bool:
-        """Kill the engine if it is wedged: alive, but silent on every request, and `/health` does not answer.
+        """Kill the engine if it is wedged: alive, but silent on every request, and it does not answer a probe either.
 
         Returns whether the engine of that life is lost. Requests that time out together share one probe.
         """
@@ -190,12 +191,14 @@ class Supervisor:
         return time.monotonic() - max(oldest, self.last_progress)
 
     async def _probe_silent_engine(self) -> bool:
-        began = time.monotonic()
-        if self.state is not State.READY or await self._engine.answers(WEDGE_PROBE_SECONDS):
+        """Whether the engine is wedged; if so, whoever waits for its end is told."""
+        began, hang = time.monotonic(), self._hang
+        if self.state is not State.READY or (fault := await self._engine.find_hang()) is None:
             return False
-        if self.state is State.READY and self.last_progress < began:
-            self._wedged.set()
-        return self._wedged.is_set()
+        if hang is None or hang.done() or self.last_progress >= began:
+            return False  # it has ended meanwhile, or spoken
+        hang.set_result(fault)
+        return True
 
     async def _wait_for_turn(self) -> None:
         if self.state is State.READY:
@@ -230,26 +233,33 @@ class Supervisor:
                 await self._engine.kill()
                 self._fail(str(error))
             except Exception as error:
+                log.error("starting the engine again raised %s:\n%s", *type_and_place(error))
                 await self._engine.kill()
                 self._fail(f"{reason}; starting it again failed with {type(error).__name__}")
 
-    async def _wait_for_end(self) -> Ending | None:
-        """The engine's end; None when it is wedged."""
-        self._wedged.clear()
-        ending = asyncio.create_task(self._engine.wait_for_end())
-        wedged = asyncio.create_task(self._wedged.wait())
-        try:
-            await asyncio.wait({ending, wedged}, return_when=asyncio.FIRST_COMPLETED)
-            return ending.result() if ending.done() else None
-        finally:
-            await cancel(ending, wedged)
+    def _supervision_ended(self, supervising: asyncio.Task[None]) -> None:
+        """The owner's eye on the supervising task. Without it, an engine could die unnoticed for ever."""
+        if self.state in (State.READY, State.RESTARTING):
+            self._fail(reason_of_end(supervising, "watching over the engine"))
 
-    async def _reason_of(self, ending: Ending | None) -> str:
-        if ending is not None:
+    async def _wait_for_end(self) -> Ending | str:
+        """The engine's end; or, when it is wedged, what of it does not answer."""
+        self._hang = asyncio.get_running_loop().create_future()
+        ending = asyncio.create_task(self._engine.wait_for_end())
+        waited: list[asyncio.Future[Any]] = [ending, self._hang]
+        try:
+            await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
+            return ending.result() if ending.done() else self._hang.result()
+        finally:
+            self._hang.cancel()
+            await cancel(ending)
+
+    async def _reason_of(self, ending: Ending | str) -> str:
+        if isinstance(ending, Ending):
             return await self._engine.explain(ending)
         return (
             f"the engine sent nothing for {self._settings.request_timeout_seconds:g} s (REQUEST_TIMEOUT_SECONDS) and "
-            "does not answer on /health (cause unknown; if it comes again, replace the GPU)"
+            f"{ending} (cause unknown; if it comes again, replace the GPU)"
         )
 
     async def _restart(self, reason: str) -> None:
@@ -274,6 +284,10 @@ class Supervisor:
         self._set(State.READY)
 
     def _fail(self, reason: str) -> None:
+        """Give the engine up; requests that are with it learn the reason."""
+        if self.state is State.READY:
+            self.lives += 1
+        self._deaths += [reason] * (self.lives - len(self._deaths))
         self._failure = reason
         self._set(State.FAILED)
 

@@ -7,12 +7,15 @@ other (the last one counts for all that follow; each start adds a line to the fi
     exit_code, exit_after: exit with that code, after that many seconds
     ignore_sigterm: true to survive SIGTERM
     child: true to leave a child process in the group
+    strays: true for children that leave it: in sessions of their own, without parents, without an environment
+    scheduler_hangs: as SGLang's, whose server gives up on /health_generate after that many seconds, with 503
     scheduler: true for a child that calls itself as SGLang's scheduler does
 
 How it answers is scripted by the field `script` of a request's body:
     first: a script that counts in its place in one of the engine's lives; life: in which (default 1)
     status, body, content_type: answer this, as it is
     answer: a JSON value to answer; by default the request is echoed
+    drip: seconds before each byte of an unstreamed answer's body
     pause: seconds before each event (default 0), or before an unstreamed answer
     events: how many events to stream (default 3), `text` in each (default "word ")
     chunk_bytes: write the stream in pieces of this many bytes, whatever they cut
@@ -21,7 +24,7 @@ How it answers is scripted by the field `script` of a request's body:
         "drop_after_done", "anthropic_error", "message_stop"
 
 `GET /requests` tells its command line, when it got warm, what it has been asked, how each request ended, and how often
-it has been asked for its health since it got warm, and the token that it has for downloads.
+it has been asked for its health since it got warm, the token that it has for downloads, and its strays' process ids.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from typing import Any
 
 STARTS = Path(os.environ.get("SCRIPTED_ENGINE_STARTS", os.devnull))
 requests: list[dict[str, Any]] = []
+strays: list[int] = []
 warm_at: float | None = None  # seconds since the epoch
 probes = 0
 
@@ -71,10 +75,26 @@ def start_child(name: str) -> None:
     subprocess.Popen([name, "-c", "import time; time.sleep(600)"], executable=sys.executable)
 
 
+SLEEP = "import time; time.sleep(600)"
+ORPHAN = f"import os, subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {SLEEP!r}], stdout=2).pid)"
+
+
+def start_strays() -> None:
+    """Children that no group and no session leads to: still with their parent, and without one."""
+    for environment in (None, {}):
+        child = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True, env=environment)
+        parent = subprocess.run(
+            [sys.executable, "-c", ORPHAN], start_new_session=True, env=environment, stdout=subprocess.PIPE
+        )
+        strays.extend([child.pid, int(parent.stdout)])
+
+
 async def main() -> None:
     for name in ("child", "scheduler"):
         if START.get(name):
             start_child("sglang::scheduler_TP0" if name == "scheduler" else sys.executable)
+    if START.get("strays"):
+        start_strays()
     sys.stderr.write(START.get("says", ""))
     if START.get("ignore_sigterm"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -118,6 +138,9 @@ async def respond(
     if path == "/health":
         probes += bool(warm_at)
         return await send(writer, 200 if warm_at else 503, "text/plain", b"")
+    if path == "/health_generate":
+        await asyncio.sleep(START.get("scheduler_hangs", 0))
+        return await send(writer, 503 if "scheduler_hangs" in START else 200, "text/plain", b"")
     if path == "/requests":
         return await send(writer, 200, "application/json", told())
     seen = {"method": method, "path": path, "headers": headers, "body": body, "end": "running"}
@@ -145,6 +168,7 @@ def told() -> bytes:
             "warm_at": warm_at,
             "requests": requests,
             "probes": probes,
+            "strays": strays,
             "hf_token": os.environ.get("HF_TOKEN"),
         }
     ).encode()
@@ -159,7 +183,8 @@ async def answer(path: str, body: Any, script: dict[str, Any], writer: asyncio.S
         if script.get("then") == "crash":
             os._exit(script.get("code", 1))
         value = script.get("answer", {"path": path, "echo": body})
-        return await send(writer, 200, "application/json", json.dumps(value, ensure_ascii=False).encode())
+        body = json.dumps(value, ensure_ascii=False).encode()
+        return await send(writer, 200, "application/json", body, script.get("drip", 0))
     await stream(script, writer)
 
 
@@ -211,9 +236,12 @@ async def write(writer: asyncio.StreamWriter, script: dict[str, Any], data: byte
             await asyncio.sleep(0.001)  # so that each piece is a read of its own
 
 
-async def send(writer: asyncio.StreamWriter, status: int, kind: str, body: bytes) -> None:
-    writer.write(f"HTTP/1.1 {status} -\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body)
-    await writer.drain()
+async def send(writer: asyncio.StreamWriter, status: int, kind: str, body: bytes, drip: float = 0) -> None:
+    head = f"HTTP/1.1 {status} -\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+    for piece in (head, *(body[at : at + 1] for at in range(len(body)))) if drip else (head + body,):
+        writer.write(piece)
+        await writer.drain()
+        await asyncio.sleep(drip)
 
 
 if __name__ == "__main__":
