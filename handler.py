@@ -113,7 +113,12 @@ async def service(
         launch.base_url, api_key=launch.api_key, request_timeout_seconds=settings.request_timeout_seconds
     )
     async with client, Supervisor(Engine(launch, mask), engine_settings) as supervisor:
-        upstream = Upstream(client, supervisor, stream_flush_seconds=settings.stream_flush_seconds)
+        upstream = Upstream(
+            client,
+            supervisor,
+            stream_flush_seconds=settings.stream_flush_seconds,
+            max_response_bytes=settings.max_response_bytes,
+        )
         yield serverless.Service(
             handler=create_handler(
                 upstream,

@@ -55,6 +55,12 @@ VARIABLES = (
         count(),
         "the largest request body; RunPod itself takes 10 MB at /run and 20 MB at /runsync",
     ),
+    variable(
+        "MAX_RESPONSE_BYTES",
+        256 * MIB,
+        count(),
+        "the largest unstreamed answer of the engine, which is read as a whole before it is passed on",
+    ),
     variable("MAX_JSON_DEPTH", 100, count(most=MAX_JSON_LEVELS), "how deep arrays and objects may nest in an input"),
     variable("MAX_N", 128, count(), "the most answers to one prompt (`n`); OpenAI's API takes up to 128"),
     variable("ALLOWED_ROUTES", "", _paths(), "paths on the engine that are open to clients beside the usual ones"),

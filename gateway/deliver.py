@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import AbstractAsyncContextManager, aclosing
@@ -12,7 +13,7 @@ import httpx
 
 from common.errors import AnswerCutOffError, JobError, UnavailableError, type_and_place
 from gateway import response, sse
-from gateway.errors import EngineTimeoutError, UpstreamError, from_response
+from gateway.errors import EngineTimeoutError, ResponseTooLargeError, UpstreamError, from_response
 from gateway.request import UpstreamRequest
 from gateway.response import ErrorEvent, Output
 from sglang_engine.supervisor import Exchange, Supervisor
@@ -35,7 +36,7 @@ def create_client(base_url: str, *, api_key: str | None, request_timeout_seconds
     return httpx.AsyncClient(
         base_url=url,
         headers=headers,
-        timeout=httpx.Timeout(request_timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS, pool=None),
+        timeout=httpx.Timeout(request_timeout_seconds, connect=CONNECT_TIMEOUT_SECONDS),
         transport=EngineTransport(url.host, url.port or 80, keepalive_seconds=KEEPALIVE_SECONDS),
         trust_env=False,
     )
@@ -44,10 +45,18 @@ def create_client(base_url: str, *, api_key: str | None, request_timeout_seconds
 class Upstream:
     """The engine, as requests reach it: through one shared client, under its supervisor's eyes."""
 
-    def __init__(self, client: httpx.AsyncClient, supervisor: Supervisor, *, stream_flush_seconds: float) -> None:
-        """stream_flush_seconds: see `sse.Pacer`."""
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        supervisor: Supervisor,
+        *,
+        stream_flush_seconds: float,
+        max_response_bytes: int,
+    ) -> None:
+        """stream_flush_seconds: see `sse.Pacer`. max_response_bytes: the limit of an unstreamed answer."""
         self._client = client
         self._supervisor = supervisor
+        self._max_response_bytes = max_response_bytes
         self._pacer = sse.Pacer(stream_flush_seconds)
         self._url = lru_cache(maxsize=64)(client.base_url.join)  # httpx would parse it anew for each request
 
@@ -81,14 +90,37 @@ class Upstream:
         async with self._send(request) as answer:
             exchange.progressed()
             if answer.status_code >= HTTPStatus.MULTIPLE_CHOICES:
-                raise from_response(answer.status_code, await answer.aread())
+                raise from_response(answer.status_code, await self._whole(answer))
             content_type = answer.headers.get("Content-Type", "")
             if content_type.startswith("text/event-stream"):
                 async with aclosing(response.events(_Observed(answer.aiter_raw(), exchange), self._pacer)) as outputs:
                     async for output in outputs:
                         yield output
             else:
-                yield response.parsed(await answer.aread(), is_json=content_type.startswith("application/json"))
+                yield response.parsed(await self._whole(answer), is_json=content_type.startswith("application/json"))
+
+    async def _whole(self, answer: httpx.Response) -> bytes:
+        """The body of an answer that is not streamed, which begins when all of it is there.
+
+        Raises ResponseTooLargeError; EngineTimeoutError where it is not complete within REQUEST_TIMEOUT_SECONDS.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        seconds = self._client.timeout.read
+        try:
+            async with asyncio.timeout(seconds):
+                async for piece in answer.aiter_bytes():
+                    pieces.append(piece)
+                    size += len(piece)
+                    if size > self._max_response_bytes:
+                        raise ResponseTooLargeError(
+                            f"the engine's answer has more than {self._max_response_bytes} bytes (MAX_RESPONSE_BYTES)"
+                        )
+        except TimeoutError:
+            raise EngineTimeoutError(
+                f"the engine began its answer and did not complete it within {seconds} s (REQUEST_TIMEOUT_SECONDS)"
+            ) from None
+        return b"".join(pieces)
 
     def _send(self, request: UpstreamRequest) -> AbstractAsyncContextManager[httpx.Response]:
         headers = {"Content-Type": "application/json"} if request.body else {}
@@ -101,7 +133,7 @@ class Upstream:
 async def _died_of_its_engine(error: Exception, exchange: Exchange) -> bool:
     """Whether a request failed because its engine died; a silent engine that turns out to be wedged is killed here."""
     match error:
-        case httpx.ReadTimeout():
+        case httpx.TimeoutException():
             return await exchange.engine_is_wedged()
         case httpx.TransportError() | AnswerCutOffError():
             return await exchange.engine_gets_lost()
@@ -135,6 +167,10 @@ def as_job_error(exception: Exception, *, request_timeout_seconds: float) -> Job
             return exception.error
         case httpx.ConnectError() | httpx.ConnectTimeout():
             return UnavailableError("the engine cannot be reached")
+        case httpx.PoolTimeout():
+            return UnavailableError("too many requests are open for the file descriptors of this worker (ulimit -n)")
+        case httpx.WriteTimeout():
+            return EngineTimeoutError(f"the engine took nothing of the request for {request_timeout_seconds:g} s")
         case httpx.ReadTimeout():
             return EngineTimeoutError(f"the engine sent nothing for {request_timeout_seconds:g} s")
         case httpx.TransportError():

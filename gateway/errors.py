@@ -5,6 +5,7 @@ JobError                   (common.errors)
 ├── RequestTooLargeError   413: its body exceeds the limit
 ├── RouteNotAllowedError   403: the route is not one that clients may use
 ├── UpstreamError          the engine answered with an error; its status code and message are kept
+├── ResponseTooLargeError  502: the engine's unstreamed answer exceeds the limit
 ├── UnavailableError       503: the engine could not be reached (common.errors)
 ├── AnswerCutOffError      502: the engine stopped in the middle of an answer (common.errors)
 └── EngineTimeoutError     504: the engine was silent for too long
@@ -43,6 +44,12 @@ class RouteNotAllowedError(JobError):
 
 class UpstreamError(JobError):
     """The engine answered with an error."""
+
+
+class ResponseTooLargeError(JobError):
+    """The engine's unstreamed answer exceeds the limit."""
+
+    code = HTTPStatus.BAD_GATEWAY
 
 
 class EngineTimeoutError(JobError):

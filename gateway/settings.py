@@ -25,6 +25,7 @@ class GatewaySettings:
     allowed_routes: frozenset[str]
     stream_flush_seconds: float
     request_timeout_seconds: float
+    max_response_bytes: int
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> GatewaySettings:
@@ -37,6 +38,7 @@ class GatewaySettings:
             allowed_routes=values["ALLOWED_ROUTES"] or frozenset(),
             stream_flush_seconds=values["STREAM_FLUSH_MS"],
             request_timeout_seconds=values["REQUEST_TIMEOUT_SECONDS"],
+            max_response_bytes=values["MAX_RESPONSE_BYTES"],
         )
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvloop
 
+from common.descriptors import raise_descriptor_limit
 from common.errors import JobError, StartError, UnavailableError
 from common.logs import set_log_level
 from common.tasks import cancel, reason_of_end
@@ -76,6 +77,7 @@ def run(
     arguments = invocation.arguments
     os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK takes DEBUG and prints every output
     set_log_level(settings.log_level)
+    raise_descriptor_limit()
     concurrency = arguments.api_concurrency or concurrency
     work = Work(
         lifespan=lifespan,
