@@ -60,8 +60,10 @@ def test_event_of_a_stream_carries_its_own_code(payload: Any, code: int) -> None
     assert from_payload(payload, 200).code == code
 
 
-def test_bytes_that_are_no_text_do_no_harm() -> None:
-    from_response(500, b"\xff\xfe" + b"[" * 100_000).as_json()
+def test_bytes_that_are_not_text_are_still_an_error_in_json() -> None:
+    error = json.loads(from_response(500, b"\xff\xfe" + b"[" * 100_000).as_json())["error"]
+    assert error["message"].startswith("\ufffd\ufffd[[[")
+    assert error["code"] == 500
 
 
 def test_payload_has_openai_s_shape_and_is_ascii() -> None:

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from common.errors import JobError
+from serverless import taking
 from serverless.job_loop import JobLoop
 from serverless.platform import PlatformError
 from serverless.service import Job, JobHandler, Service
+from tests.waiting import turns_of_the_loop, until
 
 pytestmark = pytest.mark.anyio
 
@@ -27,8 +29,10 @@ class MemoryPlatform:
         self.refusals: list[PlatformError] = []
         self.in_progress: set[str] = set()
         self.hands_over_when_cancelled: list[Job] = []
+        self.polls = 0
 
     async def take(self, most: int) -> list[Job]:
+        self.polls += 1
         try:
             return [await self.jobs.get()]
         except asyncio.CancelledError:
@@ -94,12 +98,17 @@ def started(platform: MemoryPlatform, handler: JobHandler) -> JobLoop:
     return loop
 
 
-async def started_with_job(platform: MemoryPlatform, handler: JobHandler, *, after: float = 0.01) -> JobLoop:
-    """A loop that has taken job `a`, seconds ago."""
+async def started_with_job(platform: MemoryPlatform, handler: JobHandler) -> JobLoop:
+    """A loop that has taken job `a`."""
     loop = started(platform, handler)
     platform.jobs.put_nowait({"id": "a", "input": 5})
-    await asyncio.sleep(after)
+    await until(lambda: platform.polls == 2)
     return loop
+
+
+async def idle(loop: JobLoop) -> None:
+    """Return when nothing is in flight."""
+    await until(lambda: not loop.in_flight)
 
 
 def message_of(result: dict[str, Any]) -> str:
@@ -110,6 +119,7 @@ def message_of(result: dict[str, Any]) -> str:
 async def test_job_is_answered_and_counted() -> None:
     platform = MemoryPlatform()
     loop = await started_with_job(platform, echo)
+    await idle(loop)
     assert platform.outputs == [5]
     assert platform.results == {"a": [{"output": [5]}]}
     assert platform.in_progress == set()
@@ -119,7 +129,7 @@ async def test_job_is_answered_and_counted() -> None:
 async def test_job_that_arrives_with_the_end_of_the_last_poll_is_reported() -> None:
     platform = MemoryPlatform()
     loop = started(platform, echo)
-    await asyncio.sleep(0.01)
+    await until(lambda: platform.polls)
     platform.hands_over_when_cancelled = [{"id": "a", "input": 5}, {"id": "b", "input": 6}]
     await loop.stop(timeout_seconds=0)
     for job_id in ("a", "b"):
@@ -138,6 +148,7 @@ async def test_job_that_hangs_is_reported_when_the_time_is_up() -> None:
 async def test_stream_that_is_given_up_ends_with_an_error_event() -> None:
     platform = MemoryPlatform()
     loop = await started_with_job(platform, stream_and_hang)
+    await until(lambda: platform.outputs)
     await loop.stop(timeout_seconds=0.05, reason="over")
     assert platform.outputs == ["data: 1\n\n", "error event: over"]
     assert [message_of(result) for result in platform.results["a"]] == ["over"]
@@ -146,6 +157,7 @@ async def test_stream_that_is_given_up_ends_with_an_error_event() -> None:
 async def test_handler_that_raises_fails_the_job_without_its_words() -> None:
     platform = MemoryPlatform()
     loop = await started_with_job(platform, raises)
+    await idle(loop)
     assert [message_of(result) for result in platform.results["a"]] == ["the worker failed to handle this job"]
     await loop.stop(timeout_seconds=0)
 
@@ -155,8 +167,7 @@ async def test_job_without_an_id_is_no_job_and_one_sent_twice_is_one() -> None:
     loop = started(platform, hang)
     for job in ({"id": "a", "input": 1}, {"input": 1}, {"id": "", "input": 1}, {"id": "a", "input": 1}):
         platform.jobs.put_nowait(job)
-    while not platform.jobs.empty():
-        await asyncio.sleep(0.01)
+    await until(lambda: platform.polls == 5)
     assert loop.in_flight == 1
     await loop.stop(timeout_seconds=0)
     assert len(platform.results["a"]) == 1
@@ -165,7 +176,8 @@ async def test_job_without_an_id_is_no_job_and_one_sent_twice_is_one() -> None:
 async def test_output_that_is_refused_for_good_is_still_in_the_result() -> None:
     platform = MemoryPlatform()
     platform.refusals = [PlatformError("the platform answered 413", 413)]
-    loop = await started_with_job(platform, echo, after=0.05)
+    loop = await started_with_job(platform, echo)
+    await idle(loop)
     assert platform.results == {"a": [{"output": [5]}]}
     await loop.stop(timeout_seconds=0)
 
@@ -203,30 +215,32 @@ async def test_result_on_its_way_leaves_its_slot_to_the_next_job_but_results_do_
     loop = started(platform, echo)
     for number in range(20):
         platform.jobs.put_nowait({"id": f"job {number}", "input": number})
-    await asyncio.sleep(0.1)
-    assert loop.in_flight == 10
+    await until(lambda: loop.in_flight == 10)
+    await turns_of_the_loop()
+    assert (loop.in_flight, platform.jobs.qsize()) == (10, 10)
     platform.takes_results.set()
-    while loop.in_flight or not platform.jobs.empty():
-        await asyncio.sleep(0.01)
-    assert len(platform.results) == 20
+    await until(lambda: len(platform.results) == 20)
     await loop.stop(timeout_seconds=0)
 
 
-async def test_slots_that_become_free_together_are_filled_by_one_poll() -> None:
+async def test_slots_that_become_free_together_are_filled_by_one_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(taking, "GATHERING_SECONDS", 0.1)
     platform, go_on = SlowPlatform(), asyncio.Event()
     platform.takes_results.set()
 
     async def wait(job: Job) -> AsyncGenerator[Any, None]:
         await go_on.wait()
-        await asyncio.sleep(0.0004 * job["input"])
+        for _ in range(job["input"]):  # one after the other
+            await asyncio.sleep(0)
         yield job["input"]
 
     for number in range(10):
         platform.jobs.put_nowait({"id": f"job {number}", "input": number})
     loop = started(platform, wait)
-    await asyncio.sleep(0.01)
+    await until(lambda: loop.in_flight == 5)
+    await turns_of_the_loop()
     assert (platform.asked, loop.in_flight) == ([5], 5)
     go_on.set()
-    await asyncio.sleep(0.1)
+    await until(lambda: len(platform.asked) > 1)
     assert platform.asked[:2] == [5, 5]
     await loop.stop(timeout_seconds=0)

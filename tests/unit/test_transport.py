@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from sglang_engine.transport import EngineTransport
+from tests.waiting import turns_of_the_loop, until
 
 pytestmark = pytest.mark.anyio
 
@@ -58,6 +61,7 @@ class Server:
     def __init__(self, script: Script) -> None:
         self._script = script
         self.connections = 0
+        self.closed = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -67,6 +71,9 @@ class Server:
             return  # the client left
         finally:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            self.closed += 1
 
 
 @asynccontextmanager
@@ -77,7 +84,7 @@ async def talking_to(
     server = await asyncio.start_server(peer.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     transport = EngineTransport(host, port, keepalive_seconds=keepalive_seconds)
-    url, timeout = f"http://{host}:{port}", httpx.Timeout(read_seconds)
+    url, timeout = f"http://{host}:{port}", httpx.Timeout(5.0, read=read_seconds)
     async with httpx.AsyncClient(transport=transport, base_url=url, timeout=timeout, trust_env=False) as client:
         yield client, peer
     server.close()
@@ -192,9 +199,10 @@ async def test_connection_that_the_server_closed_is_not_used_again() -> None:
         await peer.send(OK + b"Content-Length: 0\r\n\r\n")
 
     async with talking_to(script) as (client, server):
-        for _ in range(3):
+        for number in range(1, 4):
             await client.get("/")
-            await asyncio.sleep(0.05)
+            await until(lambda number=number: server.closed == number)  # type: ignore[misc]
+            await turns_of_the_loop()
     assert server.connections == 3
 
 
@@ -204,16 +212,21 @@ UNASKED = OK + b"X-Asked: no\r\nContent-Length: 2\r\n\r\nno"
 
 @pytest.mark.parametrize("sent", [[ASKED, UNASKED], [ASKED + UNASKED]], ids=["later", "at once"])
 async def test_what_comes_unasked_is_not_taken_for_an_answer(sent: list[bytes]) -> None:
+    all_sent = asyncio.Event()
+
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(*sent)
+        all_sent.set()
         await peer.is_left()
 
     async with talking_to(script) as (client, server):
         for _ in range(2):
             response = await client.get("/")
             assert (response.headers["X-Asked"], response.text) == ("yes", "ok")
-            await asyncio.sleep(0.05)
+            await all_sent.wait()
+            all_sent.clear()
+            await turns_of_the_loop()
     assert server.connections == 2
 
 
@@ -258,8 +271,9 @@ async def test_what_came_before_the_break_is_handed_over() -> None:
         await peer.request()
         await peer.send(CHUNKED + b"4\r\nhalf\r\n")
 
-    async with talking_to(script) as (client, _), client.stream("GET", "/") as response:
-        await asyncio.sleep(0.05)
+    async with talking_to(script) as (client, server), client.stream("GET", "/") as response:
+        await until(lambda: server.closed)
+        await turns_of_the_loop()
         pieces = response.aiter_raw()
         assert await anext(pieces) == b"half"
         with pytest.raises(httpx.RemoteProtocolError):
@@ -270,10 +284,12 @@ async def test_reset_connection_is_a_read_error() -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.send(CHUNKED)
+        connection = peer.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # its end is a reset
         peer.writer.transport.abort()
 
     async with talking_to(script) as (client, _):
-        with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+        with pytest.raises(httpx.ReadError):
             await client.post("/", content=b"x" * 10)
 
 
@@ -338,18 +354,24 @@ async def test_answer_closed_half_way_closes_its_connection() -> None:
 async def test_answer_that_nobody_reads_holds_the_server_back() -> None:
     size = 64 * 1024 * 1024
     is_sent = asyncio.Event()
+    pieces = 0
 
     async def script(peer: Peer) -> None:
+        nonlocal pieces
         await peer.request()
         peer.writer.transport.set_write_buffer_limits(high=0)
         peer.writer.write(OK + b"Content-Length: %d\r\n\r\n" % size)
         for _ in range(64):
             peer.writer.write(bytes(size // 64))
             await peer.writer.drain()
+            pieces += 1
         is_sent.set()
 
     async with talking_to(script) as (client, _), client.stream("GET", "/") as response:
-        await asyncio.sleep(0.5)
+        before = -1
+        while pieces > before:  # until the server gets no further
+            before = pieces
+            await asyncio.sleep(0.1)
         assert not is_sent.is_set()
         received = 0
         async for piece in response.aiter_raw():
