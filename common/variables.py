@@ -7,12 +7,16 @@ Each room reads its own part into a frozen dataclass (`gateway.settings`, `sglan
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from common.addresses import is_plain_path
 from common.logs import LOG_LEVELS
 from common.settings import Parser, any_text, count, milliseconds, read, seconds, variable, word
+
+_HOST = re.compile(r"[0-9a-z_.:-]+")
 
 MINUTES = 60
 MIB = 1024 * 1024
@@ -29,6 +33,28 @@ def _paths() -> Parser:
         return paths
 
     return "plain paths such as /tokenize, separated by commas or spaces", parse
+
+
+def _origins() -> Parser:
+    def parse(text: str) -> frozenset[str]:
+        origins = frozenset(origin.strip().lower().rstrip("/") for origin in text.split(","))
+        for origin in origins - {"*"}:
+            parts = urlsplit(origin)
+            if not parts.scheme or not parts.netloc or origin != f"{parts.scheme}://{parts.netloc}":
+                raise ValueError(text)
+        return origins
+
+    return "origins such as https://chat.example.com, separated by commas, or * for every page", parse
+
+
+def _hosts() -> Parser:
+    def parse(text: str) -> frozenset[str]:
+        hosts = frozenset(host.strip().lower() for host in text.split(","))
+        if not all(_HOST.fullmatch(host) for host in hosts):
+            raise ValueError(text)
+        return hosts
+
+    return "host names or addresses without a port, separated by commas", parse
 
 
 VARIABLES = (
@@ -72,6 +98,19 @@ VARIABLES = (
         "fewer shorter, so that all together send at most 100,000 / STREAM_FLUSH_MS outputs a second; 0: no limit",
     ),
     variable("LOCAL_API_KEY", "", any_text(), "what clients of the API on this machine must show; empty: nothing"),
+    variable(
+        "CORS_ORIGINS",
+        "",
+        _origins(),
+        "web pages that may call the API on this machine, beside its own page",
+    ),
+    variable(
+        "WEBHOOK_HOSTS",
+        "",
+        _hosts(),
+        "hosts that the API on this machine may post finished jobs to though they are not public; one that listens on "
+        "loopback posts anywhere",
+    ),
     variable("WAVERLESS_HEALTH_PORT", 8000, count(most=65535), "the port of `GET /health`, served on Waverless alone"),
     variable("RUNPOD_LOG_LEVEL", "INFO", word(LOG_LEVELS), "the least that is logged, in the SDK's words"),
     variable("RUNPOD_DEBUG_LEVEL", "", word(LOG_LEVELS), "the older name of RUNPOD_LOG_LEVEL, which wins"),

@@ -1,46 +1,236 @@
-"""A web server beside the program's own work, in the same event loop."""
+"""A web server beside the program's own work, in the same event loop.
+
+uvicorn, with bounds on what a client may send without end or leave open (`Bounds`). uvicorn itself has none for the
+HTTP parser that runs here (httptools); `h11_max_incomplete_event_size` is for the slower one.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+log = logging.getLogger("worker.web")
 
 CLOSE_SECONDS = 1.0  # requests that are still open at the end are broken off after it
+LAST_WORDS_SECONDS = 5.0  # for a refused client to take its answer, before its connection is aborted
 
 
-class PortInUseError(Exception):
+class WebServerError(Exception):
+    """The server did not start, or ended by itself."""
+
+
+class PortInUseError(WebServerError):
     """The address cannot be listened on; the message names it."""
 
 
+@dataclass(frozen=True)
+class Bounds:
+    """How much of a server one client can take up.
+
+    connections: at once; further ones get 503. head_bytes: a request's line and headers, and whatever else of it is not
+    body (trailers, the framing of chunks); more gets 431 (uvicorn reads up to 256 KiB at a time, so that is how far a
+    client can go beyond it). head_seconds: from the connection, or from a request's first byte, to the end of its
+    headers; longer gets 408, as a connection on which nothing ever comes. body_seconds: from there to the body's end;
+    20 MB take 160 s at 1 Mbit/s. stall_seconds: how long a client may take nothing of an answer, as nginx's
+    send_timeout has it; then its connection is aborted.
+    """
+
+    connections: int = 4096
+    head_bytes: int = 64 * 1024
+    head_seconds: float = 20.0
+    body_seconds: float = 300.0
+    stall_seconds: float = 60.0
+
+
+DEFAULT_BOUNDS = Bounds()
+
+
+@asynccontextmanager
+async def serving(app: Any, host: str, port: int, *, bounds: Bounds = DEFAULT_BOUNDS) -> AsyncGenerator[int, None]:
+    """Serve an ASGI app while this lasts; gives the port, which the system chooses for 0.
+
+    Raises PortInUseError, and WebServerError when the server does not start or breaks in the middle. What still waits
+    for an answer when this ends should be let go by then.
+    """
+    config = uvicorn.Config(
+        app,
+        http=partial(_BoundedProtocol, bounds=bounds),  # type: ignore[arg-type]
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=CLOSE_SECONDS,  # type: ignore[arg-type]
+    )
+    with _listening(host, port) as listener:
+        server = _Server(config)
+        running = asyncio.create_task(server.serve(sockets=[listener]))
+        started = asyncio.create_task(server.has_started.wait())
+        try:
+            await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                raise WebServerError("the web server did not start") from running.exception()
+            with _broken_off_with(running):
+                yield listener.getsockname()[1]
+        finally:
+            started.cancel()
+            server.should_exit = True
+            await asyncio.wait({running})
+        if not running.cancelled() and (error := running.exception()):
+            raise WebServerError("the web server did not end well") from error
+
+
+@contextmanager
+def _broken_off_with(running: asyncio.Task[None]) -> Generator[None, None, None]:
+    """Cancel the body when the server ends by itself, and raise WebServerError: nobody would reach it any more."""
+    body, ended = asyncio.current_task(), False
+
+    def break_off(_: object) -> None:
+        nonlocal ended
+        ended = True
+        if body is not None:
+            body.cancel()
+
+    running.add_done_callback(break_off)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not ended or body is None or body.uncancel() > 0:
+            raise
+        raise WebServerError("the web server broke") from running.exception()
+    finally:
+        running.remove_done_callback(break_off)
+
+
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.has_started = asyncio.Event()
+
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """Leave the signals to the program."""
         yield
 
-
-@asynccontextmanager
-async def serving(app: Any, host: str, port: int) -> AsyncGenerator[int, None]:
-    """Serve an ASGI app while this lasts; gives the port, which the system chooses for 0.
-
-    Raises PortInUseError. What still waits for an answer when this ends should be let go by then.
-    """
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=CLOSE_SECONDS)  # type: ignore[arg-type]
-    with _listening(host, port) as listener:
-        server = _Server(config)
-        running = asyncio.create_task(server.serve(sockets=[listener]))
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, which exits the process where the app's start-up fails."""
         try:
-            while not server.started and not running.done():
-                await asyncio.sleep(0.01)
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = True
-            await running
+            await super().startup(sockets)
+        except SystemExit:
+            raise WebServerError("the app's start-up failed; its log says why") from None
+        self.has_started.set()
+
+
+class _BoundedProtocol(HttpToolsProtocol):
+    """One connection, within bounds."""
+
+    def __init__(self, *args: Any, bounds: Bounds, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._bounds = bounds
+        self._refused = False
+        self._receiving = False
+        """Whether a request has begun to arrive and is not complete."""
+        self._overhead_bytes = 0
+        """What has come of this request, less what it is worth as a body."""
+        self._deadline: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._bounds.connections:
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+        else:
+            self._expect_within(self._bounds.head_seconds)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._expect_nothing()
+        self._cancel_stall()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        if not self._receiving:
+            self._receiving = True
+            self._overhead_bytes = 0
+            if self.cycle is None or self.cycle.response_complete:
+                self._expect_within(self._bounds.head_seconds)
+        self._overhead_bytes += len(data)
+        super().data_received(data)
+        if self._overhead_bytes > self._bounds.head_bytes:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        self._receiving = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._overhead_bytes = 0
+        self._expect_within(self._bounds.body_seconds)
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        # The smallest chunk, one byte, has six bytes of framing.
+        self._overhead_bytes = max(0, self._overhead_bytes - 8 * len(body))
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._receiving = False
+        self._overhead_bytes = 0
+        self._expect_nothing()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(self._bounds.stall_seconds, self._abort_stalled)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._cancel_stall()
+
+    def _expect_within(self, seconds: float) -> None:
+        self._expect_nothing()
+        self._deadline = self.loop.call_later(seconds, self._overdue)
+
+    def _expect_nothing(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _overdue(self) -> None:
+        if self.pipeline or self.flow.read_paused:  # we do not read; that is no fault of the client's
+            self._expect_within(self._bounds.body_seconds)
+        else:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        """Answer with a status, where no answer has begun, and hang up."""
+        if self._refused or self.transport.is_closing():
+            return
+        self._refused = True
+        self._expect_nothing()
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            head = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            self.transport.write(head.encode("ascii"))
+        self.transport.close()
+        self.loop.call_later(LAST_WORDS_SECONDS, self.transport.abort)
+
+    def _abort_stalled(self) -> None:
+        log.info("a client took nothing of its answer for %g s: its connection is closed", self._bounds.stall_seconds)
+        self.transport.abort()
+
+    def _cancel_stall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
 
 @contextmanager

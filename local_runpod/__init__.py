@@ -6,15 +6,29 @@ Workers take jobs, post outputs and ping (`/job-take`, `/job-stream`, `/job-done
 
 - `jobs` is the queue and the life of a job; it knows no HTTP.
 - `worker_side`, `client_side` and `openai_side` are the HTTP faces of it, `app` all of them with the page to try it.
+- `access` says who may call, `bodies` reads what they send, `refusals` tells errors in the form of the API called.
 - `webhooks` posts finished jobs to where their clients want them.
 - `faults` makes the platform slow, or has it refuse, on demand.
 
 `python -m local_runpod` serves it and prints the variables that connect a worker to it.
 """
 
+from local_runpod.access import Access
 from local_runpod.app import create_app
 from local_runpod.faults import Faults
-from local_runpod.jobs import Job, JobQueue, JobState, RawJson
+from local_runpod.jobs import Job, JobQueue, JobState, Limits, RawJson
+from local_runpod.webhooks import Webhooks
 from local_runpod.worker_environment import worker_environment
 
-__all__ = ["Faults", "Job", "JobQueue", "JobState", "RawJson", "create_app", "worker_environment"]
+__all__ = [
+    "Access",
+    "Faults",
+    "Job",
+    "JobQueue",
+    "JobState",
+    "Limits",
+    "RawJson",
+    "Webhooks",
+    "create_app",
+    "worker_environment",
+]

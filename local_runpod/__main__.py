@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 
 import httpx
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from local_runpod.access import Access
 from local_runpod.app import create_app
+from local_runpod.webhooks import Webhooks
 from local_runpod.worker_environment import worker_environment
+
+HEAD_BYTES = 64 * 1024
+HEAD_SECONDS = 20.0
+CONNECTIONS = 4096
+
+
+class _Protocol(H11Protocol):
+    """Closes a connection on which no request has begun in time. h11 bounds what a request's head may take up."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(HEAD_SECONDS, self._close_unless_asked)
+
+    def _close_unless_asked(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
 
 
 def main() -> None:
@@ -23,7 +43,17 @@ def main() -> None:
     for name, value in worker_environment(base_url).items():
         print(f"export {name}='{value}'")
     print(f"# Clients call {base_url}/v2/local/runsync; the API is described at {base_url}/docs", flush=True)
-    uvicorn.run(create_app(), host=arguments.host, port=arguments.port, log_level="warning")
+    access = Access(listens_on=arguments.host)
+    uvicorn.run(
+        create_app(access=access, webhooks=Webhooks(only_public=not access.on_loopback)),
+        host=arguments.host,
+        port=arguments.port,
+        log_level="warning",
+        http=_Protocol,
+        ws="none",
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        limit_concurrency=CONNECTIONS,
+    )
 
 
 if __name__ == "__main__":

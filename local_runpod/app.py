@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from hmac import compare_digest
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import Depends, FastAPI, HTTPException, Request
-from fastapi.responses import FileResponse
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import FileResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException as StarletteHTTPException
 
+from local_runpod.access import Access, Gate
 from local_runpod.client_side import client_side
 from local_runpod.faults import Faults
-from local_runpod.jobs import JobQueue
+from local_runpod.jobs import JobQueue, QueueClosedError, QueueFullError
 from local_runpod.openai_side import openai_side
+from local_runpod.refusals import refusal
 from local_runpod.webhooks import Webhooks
 from local_runpod.worker_side import worker_side
 
@@ -32,19 +38,31 @@ def create_app(
     worker_key: str | None = None,
     client_key: str | None = None,
     webhooks: Webhooks | None = None,
+    access: Access | None = None,
 ) -> FastAPI:
     """The app over a queue.
 
     faults: make the worker's side misbehave. long_poll_seconds: the most that an empty poll takes. worker_key,
-    client_key: what each side must show, None to let in everyone.
+    client_key: what each side must show, None to let in everyone. access: who may call, with a key in it instead of
+    `client_key`; left out, whoever has the key.
     """
     queue, faults, webhooks = queue or JobQueue(), faults or Faults(), webhooks or Webhooks()
-    app = FastAPI(title="Local RunPod", description=DESCRIPTION)
+    access = access or Access(key=client_key)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
+        yield
+        await webhooks.close()
+
+    app = FastAPI(title="Local RunPod", description=DESCRIPTION, openapi_url=None, lifespan=lifespan)
+    app.add_middleware(Gate, access=access)
+    if access.origins:
+        app.add_middleware(CORSMiddleware, allow_origins=access.origins, allow_methods=["*"], allow_headers=["*"])
+    _tell_errors_in_their_form(app)
 
     async def admit(request: Request) -> None:
         """Clients show their key as `Authorization: Bearer …`, as RunPod's do, or bare."""
-        shown = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        if client_key is not None and not compare_digest(shown, client_key.encode()):
+        if not access.shows_key(request.headers.get("authorization", "")):
             raise HTTPException(401, "a key is needed: Authorization: Bearer <LOCAL_API_KEY>")
 
     workers = worker_side(queue, faults, long_poll_seconds=long_poll_seconds, worker_key=worker_key)
@@ -57,4 +75,26 @@ def create_app(
     async def page() -> FileResponse:
         return FileResponse(PAGE, media_type="text/html")
 
+    @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(admit)])
+    async def schema() -> JSONResponse:
+        return JSONResponse(app.openapi())
+
+    @app.get("/docs", include_in_schema=False, dependencies=[Depends(admit)])
+    async def docs() -> Response:
+        return get_swagger_ui_html(openapi_url="/openapi.json", title=app.title)
+
     return app
+
+
+def _tell_errors_in_their_form(app: FastAPI) -> None:
+    @app.exception_handler(StarletteHTTPException)
+    async def refused(request: Request, error: StarletteHTTPException) -> Response:
+        return refusal(request.url.path, error.status_code, error.detail, error.headers)
+
+    @app.exception_handler(QueueFullError)
+    async def full(request: Request, error: QueueFullError) -> Response:
+        return refusal(request.url.path, 429, str(error))
+
+    @app.exception_handler(QueueClosedError)
+    async def closed(request: Request, error: QueueClosedError) -> Response:
+        return refusal(request.url.path, 503, str(error))

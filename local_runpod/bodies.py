@@ -3,30 +3,51 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 from fastapi import HTTPException, Request
 from starlette.requests import ClientDisconnect
 
-from local_runpod.jobs import Job, JobQueue
+from local_runpod.jobs import Job, JobQueue, RawJson
 
 # RunPod's limits, https://docs.runpod.io/serverless/endpoints/send-requests
 RUN_LIMIT_BYTES = 10 * 1024 * 1024
 RUNSYNC_LIMIT_BYTES = 20 * 1024 * 1024
 STREAMED_OUTPUT_LIMIT_BYTES = 1024 * 1024
+JSON_WITH_CURL = "With curl, add -H 'Content-Type: application/json'"
 
 
-async def read(request: Request, limit_bytes: int) -> bytes:
-    """The whole body. Raises HTTPException 413 as soon as it exceeds the limit."""
+async def read(request: Request, limit_bytes: int, queue: JobQueue | None = None) -> bytes:
+    """The whole body. Raises HTTPException 413 as soon as it exceeds the limit.
+
+    queue: where what has been read so far counts, with everything else that is in memory; raises its QueueFullError.
+    """
     body = bytearray()
-    try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit_bytes:
-                raise HTTPException(413, f"the body is larger than {limit_bytes} bytes")
-    except ClientDisconnect:  # a cancelled job's worker hangs up in the middle of its post
-        raise HTTPException(400, "the caller hung up") from None
-    return bytes(body)
+    with queue.receiving() if queue else nullcontext() as count:
+        try:
+            async for chunk in request.stream():
+                if count is not None:
+                    count(len(chunk))
+                body += chunk
+                if len(body) > limit_bytes:
+                    raise HTTPException(413, f"the body is larger than {limit_bytes} bytes")
+        except ClientDisconnect:  # a cancelled job's worker hangs up in the middle of its post
+            raise HTTPException(400, "the caller hung up") from None
+        return bytes(body)
+
+
+async def read_json(request: Request, limit_bytes: int, queue: JobQueue) -> bytes:
+    """A client's whole body. Raises HTTPException 415 for one that does not say that it is JSON, and as `read` does.
+
+    A browser sends any other content type to this machine on behalf of any page, without asking.
+    """
+    body = await read(request, limit_bytes, queue)
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body and content_type != "application/json":
+        said = f"its Content-Type is {content_type[:80]!r}" if content_type else "it has no Content-Type"
+        raise HTTPException(415, f"the body must be sent as JSON; {said}. {JSON_WITH_CURL}")
+    return body
 
 
 def parse_object(body: bytes, *, strictly: bool = False) -> dict[str, Any]:
@@ -40,11 +61,26 @@ def parse_object(body: bytes, *, strictly: bool = False) -> dict[str, Any]:
     return value
 
 
+def as_text(job_input: Any) -> RawJson:
+    """A job's input as the text that a worker gets: as Python objects it can take twenty times as much memory.
+
+    In ASCII, since an input may hold half of a surrogate pair, which UTF-8 cannot. Raises HTTPException 400.
+    """
+    try:
+        return RawJson(json.dumps(job_input))
+    except RecursionError:
+        raise HTTPException(400, "the body is nested too deeply") from None
+
+
 def find(queue: JobQueue, job_id: str) -> Job:
     """The job of that id. Raises HTTPException 404."""
     job = queue.jobs.get(job_id)
     if job is None:
-        raise HTTPException(404, "job not found; finished jobs are kept for 30 minutes")
+        raise HTTPException(
+            404,
+            "job not found; finished jobs are kept for 30 minutes, those of /runsync for one, and for less where newer "
+            "ones need the room",
+        )
     return job
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, HTTPException, Query, Request
 
 from local_runpod import bodies
-from local_runpod.jobs import Job, JobQueue, JobState
-from local_runpod.webhooks import Webhooks
+from local_runpod.jobs import RETENTION_SECONDS, RUNSYNC_RETENTION_SECONDS, Job, JobQueue, JobState, RawJson
+from local_runpod.webhooks import UnwelcomeWebhookError, Webhooks
 
 # How long RunPod holds a /runsync before it answers with the state so far; `?wait=` changes it, in milliseconds.
 RUNSYNC_SECONDS = 90.0
@@ -43,13 +44,15 @@ def client_side(queue: JobQueue, webhooks: Webhooks) -> APIRouter:
 
     @router.post("/run", summary="Submit a job; answers at once", openapi_extra=_SUBMISSION)
     async def run(request: Request) -> dict[str, Any]:
-        return (await _submit(queue, webhooks, request, bodies.RUN_LIMIT_BYTES)).report()
+        submission = await _read(queue, webhooks, request, bodies.RUN_LIMIT_BYTES)
+        return submission.submit(queue, webhooks, RETENTION_SECONDS).report()
 
     @router.post("/runsync", summary="Submit a job and wait for its end", openapi_extra=_SUBMISSION)
     async def runsync(
         request: Request, wait: int = Query(int(RUNSYNC_SECONDS * 1000), ge=LEAST_WAIT_MS, le=MOST_WAIT_MS)
     ) -> dict[str, Any]:
-        job = await _submit(queue, webhooks, request, bodies.RUNSYNC_LIMIT_BYTES)
+        submission = await _read(queue, webhooks, request, bodies.RUNSYNC_LIMIT_BYTES)
+        job = submission.submit(queue, webhooks, RUNSYNC_RETENTION_SECONDS)
         with suppress(TimeoutError):  # the client gets the state so far, and asks /status for the rest
             await job.finished(wait / 1000)
         return job.report()
@@ -65,9 +68,8 @@ def client_side(queue: JobQueue, webhooks: Webhooks) -> APIRouter:
     async def stream(job_id: str) -> dict[str, Any]:
         job = bodies.find(queue, job_id)
         with suppress(TimeoutError):
-            await job.streamed(job.fetched + 1, STREAM_SECONDS)
-        fresh, job.fetched = job.stream[job.fetched :], len(job.stream)
-        return {"status": job.state, "stream": [{"output": output} for output in fresh]}
+            await job.streamed(1, STREAM_SECONDS)
+        return {"status": job.state, "stream": [{"output": output} for output in queue.fetch(job)]}
 
     @router.post("/cancel/{job_id}", summary="Cancel a job, waiting or running")
     async def cancel(job_id: str) -> dict[str, Any]:
@@ -96,14 +98,31 @@ def client_side(queue: JobQueue, webhooks: Webhooks) -> APIRouter:
     return router
 
 
-async def _submit(queue: JobQueue, webhooks: Webhooks, request: Request, limit_bytes: int) -> Job:
-    body = bodies.parse_object(await bodies.read(request, limit_bytes))
+@dataclass(frozen=True)
+class _Submission:
+    """A job to submit, checked: its input as JSON text, and where to post its end."""
+
+    job_input: RawJson
+    webhook: str | None
+
+    def submit(self, queue: JobQueue, webhooks: Webhooks, retention_seconds: float) -> Job:
+        """Queue it. Raises QueueFullError and QueueClosedError."""
+        if self.webhook is not None:
+            webhooks.check_room()
+        job = queue.submit(self.job_input, size_bytes=len(self.job_input), retention_seconds=retention_seconds)
+        if self.webhook is not None:
+            webhooks.announce(queue, job, self.webhook)
+        return job
+
+
+async def _read(queue: JobQueue, webhooks: Webhooks, request: Request, limit_bytes: int) -> _Submission:
+    body = bodies.parse_object(await bodies.read_json(request, limit_bytes, queue))
     if "input" not in body:
         raise HTTPException(400, 'the body must be an object with an "input"')
     webhook = body.get("webhook")
-    if webhook is not None and not (isinstance(webhook, str) and webhook.startswith(("http://", "https://"))):
-        raise HTTPException(400, '"webhook" must be an http or https URL')
-    job = queue.submit(body["input"])
     if webhook is not None:
-        webhooks.announce(job, webhook)
-    return job
+        try:
+            await webhooks.check(webhook)
+        except UnwelcomeWebhookError as error:
+            raise HTTPException(400, str(error)) from None
+    return _Submission(bodies.as_text(body["input"]), webhook)

@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 import uuid
-from collections import Counter, deque
-from collections.abc import Generator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-RETENTION_SECONDS = 30 * 60  # RunPod keeps the result of an asynchronous job for 30 minutes
+# How long RunPod keeps the result of a finished job, https://docs.runpod.io/serverless/endpoints/send-requests
+RETENTION_SECONDS = 30 * 60.0
+RUNSYNC_RETENTION_SECONDS = 60.0
+
+KIB, MIB = 1024, 1024 * 1024
+
+
+class QueueFullError(Exception):
+    """There is no room for this, for now. The message says what is full."""
+
+
+class QueueClosedError(Exception):
+    """No job is taken any more. The message says why."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a queue holds at most; it refuses what goes beyond.
+
+    unfinished_jobs: jobs that wait or run. Each may have a connection open, and `common.web_server` takes 4096, which
+    leaves a thousand for the workers. kept_jobs: finished jobs; one takes about 2 KB beside its result. bytes: inputs,
+    outputs that nobody has fetched, results, and bodies that are just being read, all as text. Finished jobs are
+    forgotten before anything is refused for it. stream_bytes: streamed outputs of one job that nobody has fetched.
+    unread_bytes: streamed outputs that the reader of a stream has not taken yet; beyond that its worker is held back.
+    workers: those that are remembered.
+    """
+
+    unfinished_jobs: int = 3000
+    kept_jobs: int = 20_000
+    bytes: int = 512 * MIB
+    stream_bytes: int = 64 * MIB
+    unread_bytes: int = 256 * KIB
+    workers: int = 1000
+
+
+DEFAULT_LIMITS = Limits()
 
 
 class JobState(StrEnum):
@@ -36,26 +72,34 @@ class RawJson(str):
     __slots__ = ()
 
 
-@dataclass
+@dataclass(eq=False)
 class Job:
     """One job: what a client asked, and what a worker has said to it so far. Times are `time.monotonic()` seconds."""
 
     id: str
     input: Any
+    """Let go at the job's end, where its size was given."""
     state: JobState = JobState.IN_QUEUE
     worker_id: str | None = None
     stream: list[Any] = field(default_factory=list)
-    """Every streamed output, in order."""
-    fetched: int = 0
-    """How many of them clients have fetched."""
+    """The streamed outputs that have not been fetched, in order."""
+    has_reader: bool = False
+    """Whether somebody fetches the stream as it comes; its worker is held back while that is slow."""
     output: Any = None
     error: str | None = None
     answers: int = 0
     """How often a worker has reported the job done; anything but one is a fault of the worker's."""
+    retention_seconds: float = RETENTION_SECONDS
     submitted_at: float = field(default_factory=time.monotonic)
     taken_at: float | None = None
     finished_at: float | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    # Kept by the queue: what the job is counted with, and how many still need it.
+    _input_bytes: int = 0
+    _result_bytes: int = 0
+    _stream_bytes: deque[int] = field(default_factory=deque)
+    _unfetched_bytes: int = 0
+    _pins: int = 0
 
     def changed(self) -> None:
         """Wake everyone who waits for this job."""
@@ -76,7 +120,7 @@ class Job:
         return self
 
     async def streamed(self, count: int, timeout_seconds: float | None = None) -> Job:
-        """Return once there are `count` streamed outputs, or the state is final. Raises TimeoutError."""
+        """Return once `count` streamed outputs can be fetched, or the state is final. Raises TimeoutError."""
         async with asyncio.timeout(timeout_seconds):
             while len(self.stream) < count and not self.state.is_final:
                 await self._changed.wait()
@@ -98,35 +142,78 @@ class Job:
 
 
 class JobQueue:
-    """The jobs of one endpoint."""
+    """The jobs of one endpoint, within limits.
 
-    def __init__(self) -> None:
+    Sizes are those of JSON text, in bytes, as it came over HTTP. What is submitted and reported within the process is
+    the caller's own, and counts as nothing unless a size is given.
+    """
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.limits = limits
         self.jobs: dict[str, Job] = {}
-        self.pings: dict[str, deque[dict[str, str]]] = {}
+        self.pings: OrderedDict[str, deque[dict[str, str]]] = OrderedDict()
         """Each worker's last heartbeats, oldest first, as their query parameters."""
+        self.bytes = 0
+        """What the limit of bytes is compared with."""
         self._polls: Counter[str] = Counter()
         """The polls that each worker has open; a worker that ever polled has an entry."""
         self._forgotten: Counter[JobState] = Counter()
         self._waiting: deque[Job] = deque()
+        self._unfinished = 0
+        # Finished jobs by how long they are kept, oldest first. Those that are kept for a shorter time also go first
+        # when there is no room.
+        self._finished: dict[float, OrderedDict[str, Job]] = {
+            RUNSYNC_RETENTION_SECONDS: OrderedDict(),
+            RETENTION_SECONDS: OrderedDict(),
+        }
         self._arrived = asyncio.Event()
-        self._to_stop: dict[str, list[str]] = {}
+        self._to_stop: OrderedDict[str, deque[str]] = OrderedDict()
         self._stop_asked = asyncio.Event()
+        self._draining_because: str | None = None
         self._closed = False
 
-    def submit(self, job_input: Any) -> Job:
-        """Queue a job with this input."""
-        self._forget_old_jobs()
-        job = Job(id=str(uuid.uuid4()), input=job_input)
+    def submit(self, job_input: Any, *, size_bytes: int = 0, retention_seconds: float = RETENTION_SECONDS) -> Job:
+        """Queue a job with this input. retention_seconds: one of the two constants above.
+
+        Raises QueueFullError, and QueueClosedError while the queue drains.
+        """
+        if self._draining_because is not None:
+            raise QueueClosedError(self._draining_because)
+        if self._unfinished >= self.limits.unfinished_jobs:
+            raise QueueFullError(f"{self._unfinished} jobs are waiting or running; try again later")
+        self._make_room(size_bytes)
+        job = Job(id=str(uuid.uuid4()), input=job_input, retention_seconds=retention_seconds, _input_bytes=size_bytes)
+        self.bytes += size_bytes
         self.jobs[job.id] = job
+        self._unfinished += 1
         self._waiting.append(job)
         self._arrived.set()
         return job
+
+    @contextmanager
+    def receiving(self) -> Generator[Callable[[int], None], None, None]:
+        """Count what is being read while this lasts; gives the function to call with the size of each piece.
+
+        That function raises QueueFullError.
+        """
+        held = 0
+
+        def count(size_bytes: int) -> None:
+            nonlocal held
+            self._make_room(size_bytes)
+            self.bytes += size_bytes
+            held += size_bytes
+
+        try:
+            yield count
+        finally:
+            self.bytes -= held
 
     async def wait_for_job(self, timeout_seconds: float) -> bool:
         """Return True as soon as a job waits, False after the timeout."""
         try:
             async with asyncio.timeout(timeout_seconds):
-                while not self._waiting and not self._closed:
+                while not self._waiting and self._draining_because is None:
                     self._arrived.clear()
                     await self._arrived.wait()
         except TimeoutError:
@@ -144,6 +231,8 @@ class JobQueue:
     @contextmanager
     def polled_by(self, worker_id: str) -> Generator[None, None, None]:
         """Count a worker as ready for jobs while this lasts."""
+        if worker_id not in self._polls and len(self._polls) >= self.limits.workers:
+            self._polls = +self._polls  # those that have no poll open are forgotten
         self._polls[worker_id] += 1
         try:
             yield
@@ -161,34 +250,68 @@ class JobQueue:
             "throttled": 0,
         }
 
-    def add_output(self, job: Job, output: Any) -> None:
-        """Record one streamed output; a finished job takes no more."""
-        if not job.state.is_final:
-            job.stream.append(output)
-            job.changed()
+    async def wait_for_reader(self, job: Job, timeout_seconds: float) -> bool:
+        """Return True once the reader of the job's stream, if it has one, keeps up; False after the timeout."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while job.has_reader and job._unfetched_bytes >= self.limits.unread_bytes and not job.state.is_final:
+                    await job._changed.wait()
+        except TimeoutError:
+            return False
+        return True
 
-    def finish(self, job: Job, *, output: Any, error: str | None) -> None:
-        """Record a worker's result. A job that was cancelled meanwhile stays cancelled."""
-        job.answers += 1
+    def add_output(self, job: Job, output: Any, *, size_bytes: int = 0) -> bool:
+        """Record one streamed output; a finished job takes no more.
+
+        False where nobody fetches the stream and it has become too long for this one. Raises QueueFullError.
+        """
+        if job.state.is_final:
+            return True
+        if job._unfetched_bytes + size_bytes > self.limits.stream_bytes:
+            return False
+        self._make_room(size_bytes)
+        self.bytes += size_bytes
+        job.stream.append(output)
+        job._stream_bytes.append(size_bytes)
+        job._unfetched_bytes += size_bytes
+        job.changed()
+        return True
+
+    def fetch(self, job: Job, most: int | None = None) -> list[Any]:
+        """The streamed outputs that have not been fetched, up to so many; they are let go, as RunPod does it."""
+        fetched = job.stream[:most]
+        del job.stream[:most]
+        size_bytes = sum(job._stream_bytes.popleft() for _ in fetched)
+        job._unfetched_bytes -= size_bytes
+        if job.id in self.jobs:  # else it has been forgotten, with all its bytes
+            self.bytes -= size_bytes
+        if fetched:
+            job.changed()
+        return fetched
+
+    def finish(self, job: Job, *, output: Any, error: str | None, size_bytes: int = 0) -> None:
+        """Record a worker's result. A job that was cancelled meanwhile stays cancelled. Raises QueueFullError."""
         if not job.state.is_final:
-            job.output, job.error = output, error
+            self._make_room(size_bytes)
+            job.output, job.error, job._result_bytes = output, error, size_bytes
+            self.bytes += size_bytes
             self._end(job, JobState.FAILED if error is not None else JobState.COMPLETED)
+        job.answers += 1
 
     def cancel(self, job: Job) -> None:
         """Cancel a job: a waiting one is never handed out, the worker of a running one is told to stop it."""
         if job.state is JobState.IN_QUEUE:
             self._waiting.remove(job)
         elif job.state is JobState.IN_PROGRESS and job.worker_id is not None:
-            self._to_stop.setdefault(job.worker_id, []).append(job.id)
-            self._stop_asked.set()
+            self._tell_to_stop(job.worker_id, job.id)
         if not job.state.is_final:
             self._end(job, JobState.CANCELLED)
 
     def purge(self) -> int:
         """Cancel every job that still waits; how many that were."""
-        waiting = list(self._waiting)
+        waiting, self._waiting = self._waiting, deque()
         for job in waiting:
-            self.cancel(job)
+            self._end(job, JobState.CANCELLED)
         return len(waiting)
 
     async def stop_signals(self, worker_id: str, timeout_seconds: float) -> list[str]:
@@ -200,40 +323,116 @@ class JobQueue:
                     await self._stop_asked.wait()
         except TimeoutError:
             return []
-        return self._to_stop.pop(worker_id, [])
+        return list(self._to_stop.pop(worker_id, ()))
 
-    def close(self) -> None:
-        """Answer every waiting poll with nothing, so that the server can end."""
-        self._closed = True
+    def drain(self, reason: str) -> None:
+        """Take no more jobs: those that wait fail with the reason at once, new ones are refused with it.
+
+        Polls for jobs are answered with nothing; the jobs that run go on.
+        """
+        self._draining_because = self._draining_because or reason
+        waiting, self._waiting = self._waiting, deque()
+        for job in waiting:
+            self._fail(job)
         self._arrived.set()
+
+    def close(self, reason: str = "this queue is closed") -> None:
+        """Drain, fail the jobs that still run, and answer every poll, so that the server can end."""
+        self.drain(reason)
+        for job in list(self.jobs.values()):
+            if not job.state.is_final:
+                self._fail(job)
+        self._closed = True
         self._stop_asked.set()
 
     def ping(self, worker_id: str, parameters: dict[str, str]) -> None:
         """Record a worker's heartbeat."""
+        if worker_id not in self.pings:
+            while len(self.pings) >= self.limits.workers:
+                self.pings.popitem(last=False)
         self.pings.setdefault(worker_id, deque(maxlen=100)).append(parameters)
+        self._forget_expired()  # memory is given back even when nobody submits anything
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""
         kept = Counter(job.state for job in self.jobs.values())
         return {state: kept[state] + self._forgotten[state] for state in JobState}
 
+    @contextmanager
+    def kept(self, job: Job) -> Generator[None, None, None]:
+        """Do not forget a job while this lasts."""
+        job._pins += 1
+        try:
+            yield
+        finally:
+            job._pins -= 1
+            if job.state.is_final and not job._pins:
+                self._keep_for_now(job)
+
     def forget(self, job: Job) -> None:
         """Keep a finished job that nobody can ask for any more only in the counts."""
-        if job.state.is_final and job.id in self.jobs:
-            del self.jobs[job.id]
+        if not job.state.is_final:
+            return
+        self._finished[job.retention_seconds].pop(job.id, None)
+        if self.jobs.pop(job.id, None) is not None:
             self._forgotten[job.state] += 1
+            self.bytes -= job._unfetched_bytes + job._result_bytes
+
+    def _tell_to_stop(self, worker_id: str, job_id: str) -> None:
+        if worker_id not in self._to_stop:
+            while len(self._to_stop) >= self.limits.workers:  # workers that have gone, and ask no more
+                self._to_stop.popitem(last=False)
+            self._to_stop[worker_id] = deque(maxlen=self.limits.unfinished_jobs)
+        self._to_stop[worker_id].append(job_id)
+        self._stop_asked.set()
+
+    def _fail(self, job: Job) -> None:
+        error = {"message": self._draining_because, "type": "server_error", "param": None, "code": 503}
+        job.error = json.dumps({"error": error})
+        self._end(job, JobState.FAILED)
 
     def _end(self, job: Job, state: JobState) -> None:
         job.state, job.finished_at = state, time.monotonic()
+        self._unfinished -= 1
+        if job._input_bytes:
+            job.input = None
+            self.bytes -= job._input_bytes
+            job._input_bytes = 0
+        if not job._pins:
+            self._keep_for_now(job)
         job.changed()
 
-    def _forget_old_jobs(self) -> None:
-        oldest = time.monotonic() - RETENTION_SECONDS
-        while self.jobs:
-            job = next(iter(self.jobs.values()))
-            if job.finished_at is None or job.finished_at > oldest:
-                return
-            self.forget(job)
+    def _keep_for_now(self, job: Job) -> None:
+        if job.id in self.jobs:
+            self._finished[job.retention_seconds][job.id] = job
+        if sum(map(len, self._finished.values())) > self.limits.kept_jobs:
+            self._forget_one()
+        self._forget_expired()
+
+    def _make_room(self, size_bytes: int) -> None:
+        """Forget finished jobs until so much more can be kept. Raises QueueFullError where that does not help."""
+        while self.bytes + size_bytes > self.limits.bytes:
+            if not self._forget_one():
+                raise QueueFullError(
+                    f"the jobs here take up {self.bytes // MIB} of {self.limits.bytes // MIB} MiB; try again later"
+                )
+
+    def _forget_one(self) -> bool:
+        """Forget the finished job whose result is needed least; False where there is none."""
+        for finished in self._finished.values():
+            if finished:
+                self.forget(next(iter(finished.values())))
+                return True
+        return False
+
+    def _forget_expired(self) -> None:
+        now = time.monotonic()
+        for retention_seconds, finished in self._finished.items():
+            while finished:
+                job = next(iter(finished.values()))
+                if job.finished_at is None or job.finished_at > now - retention_seconds:
+                    break
+                self.forget(job)
 
 
 def _milliseconds(begin: float, end: float) -> int:

@@ -1,22 +1,27 @@
 """OpenAI's API over the queue, as api.runpod.ai has it under `/openai/`: a call becomes a job, its output the answer.
 
-The job's input is `{"openai_route": "/v1/…", "openai_input": {…}}`. Outputs that are text are whole server-sent events
-and are passed on as they come; an unstreamed answer is one output. A failed job's error is JSON in OpenAI's shape, with
-the status to answer with in it.
+The job's input is `{"openai_route": "/v1/…", "openai_input": {…}}`, without `openai_input` for a GET. A POST whose body
+is empty or `{}` says `"openai_method": "POST"` too, since RunPod's own gateway sends an empty `openai_input` for a GET;
+so do a PUT and a DELETE. A query goes along as `openai_query`, text without its question mark.
+
+Outputs that are text are whole server-sent events and are passed on as they come; an unstreamed answer is one output. A
+failed job's error is JSON in OpenAI's shape, with the status to answer with in it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from local_runpod import bodies
 from local_runpod.jobs import Job, JobQueue, JobState
+from local_runpod.refusals import RETRY_AFTER_SECONDS, ends_by_itself, error_event, in_form_of, openai_error
 
 CLIENT_CLOSED_REQUEST = 499  # as nginx logs it; nobody reads the answer
 
@@ -31,6 +36,16 @@ _BODY: dict[str, Any] = {
     }
 }
 
+# The statuses of errors whose `code` is a word of OpenAI's, such as `model_not_found`.
+_STATUS_OF_TYPE = {
+    "invalid_request_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "not_found_error": 404,
+    "rate_limit_error": 429,
+}
+_STATUS_OF_CODE = {"model_not_found": 404}
+
 
 def openai_side(queue: JobQueue) -> APIRouter:
     """The routes over a queue."""
@@ -38,7 +53,7 @@ def openai_side(queue: JobQueue) -> APIRouter:
 
     @router.get("/openai/{path:path}", summary="A GET of OpenAI's API, such as /v1/models", response_model=None)
     async def get(request: Request, path: str) -> Response:
-        return await _answer(queue, request, {"openai_route": f"/{path}"})
+        return await _answer(queue, request, f"/{path}", {})
 
     @router.post(
         "/openai/{path:path}",
@@ -47,41 +62,51 @@ def openai_side(queue: JobQueue) -> APIRouter:
         response_model=None,
     )
     async def post(request: Request, path: str) -> Response:
-        body = bodies.parse_object(await bodies.read(request, bodies.RUNSYNC_LIMIT_BYTES))
-        return await _answer(queue, request, {"openai_route": f"/{path}", "openai_input": body})
+        body = await bodies.read_json(request, bodies.RUNSYNC_LIMIT_BYTES, queue)
+        asked = bodies.parse_object(body or b"{}")
+        return await _answer(
+            queue, request, f"/{path}", {"openai_input": asked} | ({} if asked else {"openai_method": "POST"})
+        )
+
+    @router.api_route("/openai/{path:path}", methods=["PUT", "DELETE"], include_in_schema=False, response_model=None)
+    async def other(request: Request, path: str) -> Response:
+        body = await bodies.read_json(request, bodies.RUNSYNC_LIMIT_BYTES, queue)
+        asked = {"openai_input": bodies.parse_object(body)} if body else {}
+        return await _answer(queue, request, f"/{path}", {"openai_method": request.method, **asked})
 
     return router
 
 
-async def _answer(queue: JobQueue, request: Request, job_input: dict[str, Any]) -> Response:
-    job = queue.submit(job_input)
-    if not await _begins_before_caller_leaves(request, job):
-        queue.cancel(job)
-        return Response(status_code=CLIENT_CLOSED_REQUEST)
-    if job.stream and isinstance(job.stream[0], str) and job.stream[0].startswith(("data:", "event:", ":")):
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        return StreamingResponse(_events(queue, job), media_type="text/event-stream", headers=headers)
+async def _answer(queue: JobQueue, request: Request, route: str, asked: dict[str, Any]) -> Response:
+    job_input = {"openai_route": route} | asked
+    if query := request.url.query:
+        job_input["openai_query"] = query
+    text = bodies.as_text(job_input)
+    job = queue.submit(text, size_bytes=len(text))
     try:
-        await job.finished()
+        if not await _unless_caller_leaves(request, job.streamed(1)):
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        if job.stream and isinstance(job.stream[0], str) and job.stream[0].startswith(("data:", "event:", ":")):
+            return _EventStream(queue, job, route)
+        if not await _unless_caller_leaves(request, job.finished()):
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        return _whole_answer(job, route)
     finally:
-        _end(queue, job)
-    if job.state is not JobState.COMPLETED:
-        return _error(job)
-    output = job.output[0] if isinstance(job.output, list) and len(job.output) == 1 else job.output
-    return PlainTextResponse(output) if isinstance(output, str) else JSONResponse(output)
+        if not job.has_reader:
+            _end(queue, job)
 
 
-async def _begins_before_caller_leaves(request: Request, job: Job) -> bool:
-    """Wait for the job's first output or its end; False where the caller hangs up first."""
-    begins = asyncio.create_task(job.streamed(1))
-    leaves = asyncio.create_task(_left(request))
+async def _unless_caller_leaves(request: Request, happens: Coroutine[Any, Any, Any]) -> bool:
+    """Wait for what happens to the job; False where the caller hangs up first."""
+    happening = asyncio.create_task(happens)
+    leaving = asyncio.create_task(_left(request))
     try:
-        await asyncio.wait({begins, leaves}, return_when=asyncio.FIRST_COMPLETED)
-        return begins.done()
+        await asyncio.wait({happening, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return happening.done()
     finally:
-        begins.cancel()
-        leaves.cancel()
-        await asyncio.gather(begins, leaves, return_exceptions=True)
+        happening.cancel()
+        leaving.cancel()
+        await asyncio.gather(happening, leaving, return_exceptions=True)
 
 
 async def _left(request: Request) -> None:
@@ -89,39 +114,66 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def _events(queue: JobQueue, job: Job) -> AsyncGenerator[str, None]:
-    sent = 0
-    try:
-        while True:
-            for output in job.stream[sent:]:
-                sent += 1
-                yield output
-            if job.state.is_final:
-                return
-            await job.streamed(sent + 1)
-    finally:
-        _end(queue, job)
+class _EventStream(StreamingResponse):
+    """A job's events, for as long as the caller stays."""
+
+    def __init__(self, queue: JobQueue, job: Job, route: str) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_events(queue, job, route), media_type="text/event-stream", headers=headers)
+        self._queue = queue
+        self._job = job
+        job.has_reader = True
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Stream, and end the job whichever way that ends; its generator may never have begun."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            _end(self._queue, self._job)
+
+
+async def _events(queue: JobQueue, job: Job, route: str) -> AsyncGenerator[str, None]:
+    """The outputs as they come. The stream of a job that failed ends with an error event, whatever came before."""
+    last = ""
+    while not job.state.is_final or job.stream:
+        await job.streamed(1)
+        for output in queue.fetch(job, 1):  # one by one: what the caller has not taken is for the queue to count
+            last = output if isinstance(output, str) else f"data: {json.dumps(output)}\n\n"
+            yield last
+    if job.state is not JobState.COMPLETED and not ends_by_itself(last):
+        yield error_event(route, *_error_of(job))
 
 
 def _end(queue: JobQueue, job: Job) -> None:
-    """A caller of OpenAI's API never learns the job's id: it is cancelled where the caller left, else not kept."""
-    if job.state.is_final:
-        queue.forget(job)
-    else:
-        queue.cancel(job)
+    """A caller of OpenAI's API never learns the job's id: it is cancelled where the caller left, and never kept."""
+    queue.cancel(job)
+    queue.forget(job)
 
 
-def _error(job: Job) -> JSONResponse:
-    """The response for a job that failed, or was cancelled by someone else."""
+def _whole_answer(job: Job, route: str) -> Response:
+    if job.state is not JobState.COMPLETED:
+        error, status = _error_of(job)
+        headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if status in (429, 503) else None
+        return JSONResponse(in_form_of(route, error, status), status, headers)
+    output = job.output[0] if isinstance(job.output, list) and len(job.output) == 1 else job.output
+    return PlainTextResponse(output) if isinstance(output, str) else JSONResponse(output)
+
+
+def _error_of(job: Job) -> tuple[dict[str, Any], int]:
+    """The error of a job that failed, or was cancelled by someone else, and the status to answer it with."""
     if job.state is JobState.CANCELLED:
-        return _error_response("the job was cancelled", 409)
+        return openai_error("the job was cancelled", 409), 409
     try:
-        payload = json.loads(job.error or "")
-        code = payload["error"]["code"]
+        error = json.loads(job.error or "")["error"]
     except (ValueError, TypeError, KeyError):
-        return _error_response(job.error or "the job failed without a reason", 500)
-    return JSONResponse(payload, code if isinstance(code, int) and 400 <= code <= 599 else 500)
+        error = None
+    if not isinstance(error, dict) or not isinstance(error.get("message"), str):
+        return openai_error(job.error or "the job failed without a reason", 500), 500
+    return error, _status_of(error)
 
 
-def _error_response(message: str, code: int) -> JSONResponse:
-    return JSONResponse({"error": {"message": message, "type": "server_error", "param": None, "code": code}}, code)
+def _status_of(error: dict[str, Any]) -> int:
+    code = error.get("code")
+    if isinstance(code, int):
+        return code if 400 <= code <= 599 else 500
+    return _STATUS_OF_CODE.get(str(code)) or _STATUS_OF_TYPE.get(str(error.get("type")), 500)

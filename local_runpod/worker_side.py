@@ -1,4 +1,7 @@
-"""What RunPod's SDK calls. The paths are those of its `RUNPOD_WEBHOOK_*` variables."""
+"""What RunPod's SDK calls. The paths are those of its `RUNPOD_WEBHOOK_*` variables.
+
+The SDK posts JSON under a form's content type, so bodies are parsed here whatever they say they are.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,10 @@ from local_runpod import bodies
 from local_runpod.faults import Faults
 from local_runpod.jobs import Job, JobQueue, RawJson
 
+# How long a streamed output waits for a slow reader before its worker is asked to send it again; a worker gives a post
+# 60 s.
+SLOW_READER_SECONDS = 20.0
+
 
 def worker_side(
     queue: JobQueue, faults: Faults, *, long_poll_seconds: float, worker_key: str | None = None
@@ -19,7 +26,8 @@ def worker_side(
     """The routes over a queue. worker_key: what workers must send as `?key=`, None to let in everyone."""
 
     async def admit(request: Request) -> None:
-        if worker_key is not None and not compare_digest(request.query_params.get("key", ""), worker_key):
+        shown = request.query_params.get("key", "").encode("utf-8", "replace")
+        if worker_key is not None and not compare_digest(shown, worker_key.encode()):
             raise HTTPException(401, "this address is for workers with a key")
         route = request.url.path.split("/")[3]
         if status := await faults.apply(route):
@@ -46,16 +54,12 @@ def worker_side(
 
     @router.post("/job-stream/{worker_id}/{job_id}")
     async def job_stream(request: Request, job_id: str) -> dict[str, Any]:
-        job, result = bodies.find(queue, job_id), await _result(request, bodies.STREAMED_OUTPUT_LIMIT_BYTES)
-        queue.add_output(job, result.get("output"))
+        await _add_output(queue, bodies.find(queue, job_id), request)
         return {}
 
     @router.post("/job-done/{worker_id}/{job_id}")
     async def job_done(request: Request, job_id: str) -> dict[str, Any]:
-        job, result = bodies.find(queue, job_id), await _result(request, bodies.RUNSYNC_LIMIT_BYTES)
-        error = result.get("error")
-        # RunPod takes an error as text; anything else reaches the client as a Python repr.
-        queue.finish(job, output=result.get("output"), error=error if error is None else str(error))
+        await _finish(queue, bodies.find(queue, job_id), request)
         return {}
 
     @router.get("/job-stop/{worker_id}")
@@ -71,16 +75,28 @@ def worker_side(
     return router
 
 
+async def _add_output(queue: JobQueue, job: Job, request: Request) -> None:
+    if not await queue.wait_for_reader(job, SLOW_READER_SECONDS):
+        raise HTTPException(429, "the reader of this stream is slow; send this output again")
+    body = await bodies.read(request, bodies.STREAMED_OUTPUT_LIMIT_BYTES, queue)
+    result = bodies.parse_object(body, strictly=True)
+    if not queue.add_output(job, result.get("output"), size_bytes=len(body)):
+        raise HTTPException(413, f"nobody fetches this stream, and {queue.limits.stream_bytes} bytes of it are kept")
+
+
+async def _finish(queue: JobQueue, job: Job, request: Request) -> None:
+    body = await bodies.read(request, bodies.RUNSYNC_LIMIT_BYTES, queue)
+    result = bodies.parse_object(body, strictly=True)
+    output, error = result.get("output"), result.get("error")
+    # RunPod takes an error as text; anything else reaches the client as a Python repr.
+    queue.finish(job, output=output, error=error if error is None else str(error), size_bytes=len(body))
+
+
 def _json(text: str) -> Response:
     return Response(text, media_type="application/json")
 
 
 def _for_worker(job: Job) -> str:
-    """A job as JSON text, in ASCII: a client's input may hold half a surrogate pair, which UTF-8 cannot."""
+    """A job as JSON text, in ASCII."""
     job_input = job.input if isinstance(job.input, RawJson) else json.dumps(job.input)
     return f'{{"id": {json.dumps(job.id)}, "input": {job_input}}}'
-
-
-async def _result(request: Request, limit_bytes: int) -> dict[str, Any]:
-    """A worker's result. The SDK posts JSON under a form's content type, so that it is parsed here."""
-    return bodies.parse_object(await bodies.read(request, limit_bytes), strictly=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -9,26 +10,31 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from common.addresses import url_of
+from common.tasks import cancel
 from common.web_server import serving
-from local_runpod import JobQueue, create_app, worker_environment
+from local_runpod import Access, JobQueue, Webhooks, create_app, worker_environment
 from serverless.arguments import Arguments
 from serverless.platform import Platform
 from serverless.settings import WorkerSettings
 
 log = logging.getLogger("worker.api")
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+STOPPING = "the worker is stopping; send this again, to another worker or a little later"
 
 
 @asynccontextmanager
-async def local_platform(arguments: Arguments, settings: WorkerSettings) -> AsyncGenerator[Platform, None]:
+async def local_platform(
+    arguments: Arguments, settings: WorkerSettings, stopping: asyncio.Event
+) -> AsyncGenerator[Platform, None]:
     """Serve RunPod's API; gives the open connection to its queue, over loopback, as a deployed worker has it.
 
-    Raises PortInUseError.
+    stopping: from then on no job is taken; those that wait are told so. Raises WebServerError (PortInUseError).
     """
     queue, worker_key = JobQueue(), secrets.token_urlsafe()
-    app = create_app(queue, worker_key=worker_key, client_key=settings.local_api_key)
-    if arguments.api_host not in _LOOPBACK and settings.local_api_key is None:
+    access = Access(key=settings.local_api_key, listens_on=arguments.api_host, origins=settings.cors_origins)
+    webhooks = Webhooks(only_public=not access.on_loopback, hosts=settings.webhook_hosts)
+    app = create_app(queue, worker_key=worker_key, access=access, webhooks=webhooks)
+    if not access.on_loopback and access.key is None:
         log.warning("whoever reaches %s may use this worker; LOCAL_API_KEY asks for a key", arguments.api_host)
     async with serving(app, arguments.api_host, arguments.api_port) as port:
         url = url_of(arguments.api_host, port)
@@ -38,8 +44,15 @@ async def local_platform(arguments: Arguments, settings: WorkerSettings) -> Asyn
         log.info("a page to try it: %s/ - OpenAI's API: %s/openai/v1 - RunPod's API: %s/v2/local", url, url, url)
         from serverless.runpod import RunPodPlatform
 
+        draining = asyncio.create_task(_drain(queue, stopping), name="refusing jobs at the stop")
         try:
             async with RunPodPlatform.connect() as connection:
                 yield connection
         finally:
-            queue.close()
+            queue.close(STOPPING)
+            await cancel(draining)
+
+
+async def _drain(queue: JobQueue, stopping: asyncio.Event) -> None:
+    await stopping.wait()
+    queue.drain(STOPPING)

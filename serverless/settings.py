@@ -15,6 +15,8 @@ class WorkerSettings:
     max_concurrency: int
     shutdown_timeout_seconds: float
     local_api_key: str | None
+    cors_origins: frozenset[str]
+    webhook_hosts: frozenset[str]
     waverless_health_port: int
     log_level: str
 
@@ -27,6 +29,8 @@ class WorkerSettings:
             max_concurrency=values["MAX_CONCURRENCY"],
             shutdown_timeout_seconds=values["SHUTDOWN_TIMEOUT_SECONDS"],
             local_api_key=values["LOCAL_API_KEY"],
+            cors_origins=values["CORS_ORIGINS"] or frozenset(),
+            webhook_hosts=values["WEBHOOK_HOSTS"] or frozenset(),
             waverless_health_port=values["WAVERLESS_HEALTH_PORT"],
             log_level=log_level or values["RUNPOD_DEBUG_LEVEL"] or values["RUNPOD_LOG_LEVEL"],
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastapi import FastAPI, Response
 from common.web_server import serving
 from local_runpod import Faults, JobQueue, JobState, create_app, worker_environment
 from local_runpod.webhooks import Webhooks
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -146,7 +148,7 @@ async def test_purge_cancels_what_waits_and_leaves_what_runs(api: httpx.AsyncCli
 
 async def test_worker_is_told_apart_by_what_it_does(api: httpx.AsyncClient, queue: JobQueue) -> None:
     polling = asyncio.create_task(api.get("/job-take/w1"))
-    await asyncio.sleep(0.01)
+    await until(lambda: queue.workers()["ready"])
     assert queue.workers() == {"idle": 1, "initializing": 0, "ready": 1, "running": 0, "throttled": 0}
     queue.submit(1)
     await polling
@@ -182,9 +184,7 @@ async def test_finished_job_is_posted_to_its_webhook_until_that_takes_it(queue: 
     async with serving(listener, "127.0.0.1", 0) as port, client_of(app) as api:
         await api.post("/run", json={"input": 1, "webhook": f"http://127.0.0.1:{port}/hook"})
         await finish_next(queue, output=[7])
-        async with asyncio.timeout(5):
-            while len(received) < 2:
-                await asyncio.sleep(0.01)
+        await until(lambda: len(received) == 2)
     assert [(report["status"], report["output"]) for report in received] == [("COMPLETED", [7])] * 2
 
 
@@ -216,8 +216,9 @@ async def finish_next(queue: JobQueue, *, output: Any = None, error: str | None 
     """Play the worker for one job; its input."""
     assert await queue.wait_for_job(2)
     [job] = queue.take("w1", 1)
+    job_input = json.loads(job.input)
     queue.finish(job, output=output, error=error)
-    return job.input
+    return job_input
 
 
 async def test_openai_call_becomes_a_job_and_its_output_the_answer(api: httpx.AsyncClient, queue: JobQueue) -> None:
@@ -255,16 +256,17 @@ async def test_caller_that_leaves_cancels_its_job(queue: JobQueue) -> None:
         serving(create_app(queue), "127.0.0.1", 0) as port,
         httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}/openai/v1", trust_env=False) as client,
     ):
-        with pytest.raises(httpx.ReadTimeout):
-            await client.post("/chat/completions", json={"a": 1}, timeout=0.2)
+        leaving = asyncio.create_task(client.post("/chat/completions", json={"a": 1}))
+        assert await queue.wait_for_job(10)
         [waiting] = queue.jobs.values()
+        leaving.cancel()
+        await until(lambda: waiting.state is JobState.CANCELLED)
         asking = asyncio.create_task(first_line(client))
-        await asyncio.sleep(0.2)
+        assert await queue.wait_for_job(10)
         [streaming] = queue.take("w1", 1)
         queue.add_output(streaming, "data: 1\n\n")
         assert await asking == "data: 1"
-        assert (await streaming.finished(2)).state is JobState.CANCELLED
-    assert waiting.state is JobState.CANCELLED
+        assert (await streaming.finished(10)).state is JobState.CANCELLED
 
 
 async def first_line(client: httpx.AsyncClient) -> str:

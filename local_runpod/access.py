@@ -1,0 +1,122 @@
+"""Who may call: a key, where one is set; else whoever is not a web page of somebody else's.
+
+A browser lets any page send requests to this machine, with a `text/plain` or form body without even asking. Such a
+request carries the page's `Origin`, or says `Sec-Fetch-Site: cross-site`; both are looked at. A page can also have its
+own host name lead here (DNS rebinding): then the `Host` is that name, which is looked at too. A key makes all of this
+needless, since no page knows it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hmac import compare_digest
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from local_runpod.refusals import refusal
+
+# Names that nobody can register on the internet, so that no page can have one. Beside them: IP addresses, and names
+# without a dot (a container's, a machine's).
+_PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".svc", ".lan", ".home.arpa")
+_PAGES = ("/", "/docs")  # what a browser may be led to from anywhere
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may call.
+
+    key: what clients must show; None for nothing. listens_on: the host name or address that is listened on; None where
+    that is not known, and then the `Host` is not checked. origins: the web pages that may call, as `scheme://host:port`,
+    `*` for every one.
+    """
+
+    key: str | None = None
+    listens_on: str | None = None
+    origins: frozenset[str] = frozenset()
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can call."""
+        return self.listens_on is not None and is_loopback(self.listens_on)
+
+    def shows_key(self, authorization: str) -> bool:
+        """Whether an `Authorization` header, as Starlette gives it (Latin-1), has the key: `Bearer …`, or bare."""
+        if self.key is None:
+            return True
+        scheme, _, rest = authorization.partition(" ")
+        shown = rest.strip() if scheme.lower() == "bearer" else authorization
+        return compare_digest(shown.encode("latin-1", "replace"), self.key.encode())
+
+    def refusal_of(self, path: str, headers: Headers) -> str | None:
+        """Why a request must not be served, None where it may be."""
+        if self.key is not None:
+            return None
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if not (self._is_known_host(host) or self._is_origin_host(host)):
+            return (
+                "this Host is not served without a key, since a web page could have its own name lead here: "
+                "use an address or localhost, set LOCAL_API_KEY, or name the origin in CORS_ORIGINS"
+            )
+        if origin is not None and not self._is_welcome(origin, host):
+            return "pages of this Origin may not call this API; CORS_ORIGINS admits them"
+        foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
+        if origin is None and foreign and not (path in _PAGES and headers.get("sec-fetch-mode") == "navigate"):
+            return "other sites' pages may not call this API; CORS_ORIGINS admits them"
+        return None
+
+    def _is_known_host(self, host: str) -> bool:
+        if self.listens_on is None:
+            return True
+        name = _name_in(host)
+        if self.on_loopback:
+            return is_loopback(name)
+        return _is_address(name) or "." not in name or name.endswith(_PRIVATE_SUFFIXES)
+
+    def _is_origin_host(self, host: str) -> bool:
+        return any(urlsplit(origin).netloc.lower() == host.lower() for origin in self.origins if origin != "*")
+
+    def _is_welcome(self, origin: str, host: str) -> bool:
+        if "*" in self.origins or origin.lower() in self.origins:
+            return True
+        return urlsplit(origin).netloc.lower() == host.lower() != ""  # this API's own page
+
+
+class Gate:
+    """ASGI middleware: refuses, with 403, what `Access` refuses."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request, or refuse it."""
+        if scope["type"] == "http" and (reason := self._access.refusal_of(scope["path"], Headers(scope=scope))):
+            await refusal(scope["path"], 403, reason)(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+def is_loopback(name: str) -> bool:
+    """Whether a host name or address is this machine's own, for itself alone."""
+    if name == "localhost" or name.endswith(".localhost"):
+        return True
+    return _is_address(name) and ip_address(name).is_loopback
+
+
+def _name_in(host: str) -> str:
+    """The name or address in a `Host` header, without its port and brackets."""
+    try:
+        return (urlsplit(f"//{host}").hostname or "").rstrip(".")
+    except ValueError:
+        return host
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
