@@ -131,7 +131,7 @@ async def client(platform: Platform, counts: Counts, deadline: float, rng: rando
         await asyncio.sleep(rng.uniform(0.05, 0.5))  # an answer that came twice has had time to come
         if job.state.is_final:
             counts.ends[end_of(job)] += 1
-            platform.queue.jobs.pop(job.id, None)
+            platform.queue.forget(job)
         else:
             counts.late.append(job)
 
