@@ -22,9 +22,10 @@ import multiprocessing
 import os
 import resource
 import signal
+import stat
 import time
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from urllib.parse import quote
@@ -281,8 +282,7 @@ async def _ended(process: multiprocessing.Process) -> None:
 def _keep_beating(mirror: Any) -> None:
     """In the keeper: fork the heartbeat, wait for its end, and again."""
     die_with_parent()
-    # A keeper that is started late is forked from a process with connections: held open here, they would not close.
-    os.closerange(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    _close_sockets()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C reaches the whole group; the worker decides
     while True:
         beat = os.fork()
@@ -292,6 +292,17 @@ def _keep_beating(mirror: Any) -> None:
         how = os.waitstatus_to_exitcode(status)
         os.write(2, f"the heartbeat's process ended with code {how}; it is started again\n".encode())
         time.sleep(HEART_PAUSE_SECONDS)
+
+
+def _close_sockets() -> None:
+    """A keeper that is started late is forked from a process with connections: held open here, they would not close.
+
+    Pipes stay: the end of one of them is how the worker learns that this process has ended (`Process.sentinel`).
+    """
+    for descriptor in range(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
 
 
 def _beat(mirror: Any) -> NoReturn:
