@@ -11,7 +11,6 @@ from common.early_exit import exit_on_signals
 if __name__ == "__main__":
     exit_on_signals()  # what follows takes a second or two
 
-import itertools
 import logging
 import os
 import sys
@@ -25,13 +24,14 @@ from typing import NoReturn
 from dotenv import load_dotenv
 
 import serverless
+from common.helper_process import HelperProcess
 from common.masking import Mask
 from common.settings import ConfigurationError
 from engine import configure, read_image_file, warnings_for
 from gateway.deliver import Upstream, as_job_error, create_client
 from gateway.error_events import error_event
 from gateway.errors import make_presentable
-from gateway.request import build_request, path_of, unstreamed
+from gateway.intake import Intake, path_asked_for
 from gateway.response import ErrorEvent, Output
 from gateway.settings import GatewaySettings
 from serverless import Job, JobHandler, WorkerSettings
@@ -43,50 +43,31 @@ from sglang_engine.supervisor import Supervisor
 log = logging.getLogger("worker.handler")
 
 
-def create_handler(
-    upstream: Upstream,
-    *,
-    served_model_name: str,
-    settings: GatewaySettings,
-    mask: Mask,
-    can_stream: bool = True,
-) -> JobHandler:
+def create_handler(intake: Intake, upstream: Upstream, *, request_timeout_seconds: float, mask: Mask) -> JobHandler:
     """The handler of every job, an async generator function.
 
     It yields the job's outputs in order: strings of whole SSE events while the engine streams, or one parsed JSON
     answer. A failed job's last output is `{"error": "<JSON>"}`, the form in which the SDK takes an error; where events
     have been sent already, an SSE error event goes before it. It raises nothing but cancellation, and closes the
     engine's stream on every way out.
-
-    can_stream: where the platform takes no streams, a job that asks for one is answered unstreamed.
     """
-    unstreamed_jobs = itertools.count()
 
     async def handler(job: Job) -> AsyncGenerator[Output, None]:
         began, events_sent = time.monotonic(), False
         try:
-            request = build_request(
-                job.get("input"),
-                served_model_name=served_model_name,
-                limits=settings.limits,
-                allowed_routes=settings.allowed_routes,
-            )
-            if request.stream and not can_stream:
-                request = unstreamed(request)
-                if not next(unstreamed_jobs):
-                    log.warning("this platform takes no streams: jobs with `stream: true` are answered unstreamed")
-            async with aclosing(upstream.deliver(request)) as outputs:
+            request = await intake.request_of(job.get("input"))
+            async with aclosing(upstream.deliver(request, label=f"job {job.get('id')}")) as outputs:
                 async for output in outputs:
                     yield output
                     events_sent = events_sent or isinstance(output, str)
             how = "streamed" if request.stream else "answered"
             log.info("job %s: %s %s %s in %.2f s", job.get("id"), request.method, request.path, how, _since(began))
         except Exception as exception:
-            error = as_job_error(exception, request_timeout_seconds=settings.request_timeout_seconds)
+            error = as_job_error(exception, request_timeout_seconds=request_timeout_seconds)
             make_presentable(error, mask)
             log.warning("job %s: failed after %.2f s: %d %s", job.get("id"), _since(began), error.code, error.type)
             if events_sent or isinstance(exception, ErrorEvent):
-                yield error_event(error, path_of(job.get("input")))
+                yield error_event(error, path_asked_for(job.get("input")))
             yield {"error": error.as_json()}
 
     return handler
@@ -112,7 +93,8 @@ async def service(
     client = create_client(
         launch.base_url, api_key=launch.api_key, request_timeout_seconds=settings.request_timeout_seconds
     )
-    async with client, Supervisor(Engine(launch, mask), engine_settings) as supervisor:
+    async with HelperProcess() as helper, client, Supervisor(Engine(launch, mask), engine_settings) as supervisor:
+        intake = Intake(helper, settings, served_model_name=launch.served_model_name, can_stream=can_stream)
         upstream = Upstream(
             client,
             supervisor,
@@ -121,16 +103,13 @@ async def service(
         )
         yield serverless.Service(
             handler=create_handler(
-                upstream,
-                served_model_name=launch.served_model_name,
-                settings=settings,
-                mask=mask,
-                can_stream=can_stream,
+                intake, upstream, request_timeout_seconds=settings.request_timeout_seconds, mask=mask
             ),
             wait_until_ready=supervisor.wait_until_ready,
             wait_for_failure=supervisor.wait_for_failure,
-            error_event=lambda job, error: error_event(error, path_of(job.get("input"))),
+            error_event=lambda job, error: error_event(error, path_asked_for(job.get("input"))),
             is_whole_answer=lambda output: not isinstance(output, str),
+            takes_large_json=True,
         )
 
 

@@ -16,7 +16,9 @@ from gateway import response, sse
 from gateway.errors import EngineTimeoutError, ResponseTooLargeError, UpstreamError, from_response
 from gateway.request import UpstreamRequest
 from gateway.response import ErrorEvent, Output
+from gateway.vocabulary import Vocabulary
 from sglang_engine.supervisor import Exchange, Supervisor
+from sglang_engine.suspects import Ticket
 from sglang_engine.transport import EngineTransport
 
 log = logging.getLogger("worker.gateway")
@@ -57,34 +59,42 @@ class Upstream:
         self._client = client
         self._supervisor = supervisor
         self._max_response_bytes = max_response_bytes
+        self._vocabulary = Vocabulary(client)
         self._pacer = sse.Pacer(stream_flush_seconds)
         self._url = lru_cache(maxsize=64)(client.base_url.join)  # httpx would parse it anew for each request
 
-    async def deliver(self, request: UpstreamRequest) -> AsyncGenerator[Output, None]:
+    async def deliver(self, request: UpstreamRequest, *, label: str) -> AsyncGenerator[Output, None]:
         """The outputs of a request: strings of whole events while the engine streams, or one parsed answer.
 
-        When its engine dies before the first output, the request is sent to the next engine, once. Closing this
-        generator closes the connection, which is how a generation is aborted.
+        When its engine dies before the first output, the request is sent to the next engine, unless it is what they die
+        of (`sglang_engine.suspects`). Closing this generator closes the connection, which is how a generation is
+        aborted. label: how the log names the request.
 
         Raises JobError, ErrorEvent for an error inside the stream, and httpx.TransportError; `as_job_error` has what
         they mean to the client.
         """
-        for _ in range(2):
-            async with self._supervisor.exchange() as exchange:
-                sent = False
-                try:
-                    async with aclosing(self._forward(request, exchange)) as outputs:
-                        async for output in outputs:
-                            sent = True
-                            yield output
-                    return
-                except (httpx.TransportError, JobError, ErrorEvent) as error:
-                    if not await _died_of_its_engine(error, exchange):
-                        raise
-                    reason = await exchange.reason_of_loss()
-                    if sent:
-                        raise AnswerCutOffError(f"the answer was cut off: {reason}") from error
-        raise UnavailableError(f"the engine died under this job, and again when it was sent once more: {reason}")
+        ticket = Ticket(label)
+        try:
+            while not ticket.is_given_up:
+                async with self._supervisor.exchange(ticket) as exchange:
+                    try:
+                        if request.token_ids is not None:
+                            await self._vocabulary.check(request.token_ids)
+                        async with aclosing(self._forward(request, exchange)) as outputs:
+                            async for output in outputs:
+                                exchange.answered()
+                                yield output
+                        return
+                    except (httpx.TransportError, JobError, ErrorEvent) as error:
+                        if not await _died_of_its_engine(error, exchange):
+                            raise
+                        reason = await exchange.reason_of_loss()
+                        if exchange.has_answer:
+                            raise AnswerCutOffError(f"the answer was cut off: {reason}") from error
+        finally:
+            self._supervisor.suspects.clear(ticket)
+        cause = "; it is the likely cause" if ticket.is_likely_cause else ""
+        raise UnavailableError(f"the engine died under this job, and again when it was sent once more{cause}: {reason}")
 
     async def _forward(self, request: UpstreamRequest, exchange: Exchange) -> AsyncGenerator[Output, None]:
         async with self._send(request) as answer:

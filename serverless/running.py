@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
 from common.errors import AnswerCutOffError, JobError, UnavailableError, type_and_place
+from common.large_json import LargeJson
 from common.tasks import cancel
 from serverless.platform import Delivery, Platform, PlatformError
 from serverless.reporting import Reporter
@@ -179,7 +181,10 @@ class Runner:
 
     async def _answer(self, run: _Run) -> dict[str, Any]:
         """Run the handler, sending each output as it comes; the result to report."""
-        async with aclosing(self._service.handler(run.job)) as answer:
+        job = run.job
+        if isinstance(large := job.get("input"), LargeJson) and not self._service.takes_large_json:
+            job = job | {"input": await asyncio.to_thread(json.loads, large.text)}
+        async with aclosing(self._service.handler(job)) as answer:
             async for output in answer:
                 if (error := error_of(output)) is not None:
                     return {"error": error}

@@ -38,11 +38,13 @@ from runpod.serverless.modules.rp_job import _job_get_url, _job_stop_url
 from runpod.serverless.modules.worker_state import WORKER_ID, JobsProgress, PingJobMirror
 from runpod.version import __version__ as VERSION
 
+from common.helper_process import HelperError, HelperProcess
+from common.large_json import LARGE_BYTES
 from common.parent_death import die_with_parent
 from serverless.platform import PlatformError
 from serverless.polling import LONG_POLL_SECONDS
 from serverless.service import Job
-from serverless.tolerant_json import parse_tolerantly
+from serverless.tolerant_json import parse_tolerantly, sift
 
 log = logging.getLogger("worker.platform")
 
@@ -79,8 +81,9 @@ POST_HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urle
 class RunPodPlatform:
     """RunPod's job queue, or one that speaks its protocol. A `Platform`."""
 
-    def __init__(self, session: aiohttp.ClientSession, *, streams: bool) -> None:
+    def __init__(self, session: aiohttp.ClientSession, helper: HelperProcess, *, streams: bool) -> None:
         self._session = session
+        self._helper = helper
         self._streams = streams
         self._progress = JobsProgress()
         self._mirroring: asyncio.TimerHandle | None = None
@@ -92,8 +95,9 @@ class RunPodPlatform:
 
         streams: whether jobs have outputs that are sent as they come; the platform is told so with each result.
         """
-        async with AsyncClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session:  # none are sent or kept
-            yield cls(session, streams=streams)
+        # No cookies are sent or kept.
+        async with AsyncClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session, HelperProcess() as helper:
+            yield cls(session, helper, streams=streams)
 
     async def take(self, most: int) -> list[Any]:
         """One long poll. The SDK's own get_job would drop a whole batch for one job that does not parse."""
@@ -102,8 +106,7 @@ class RunPodPlatform:
             return []
         if answer.status >= 300:
             raise PlatformError(f"the platform answered {answer.status}", answer.status)
-        jobs = await _parsed(answer.body)
-        return jobs if isinstance(jobs, list) else [jobs] if jobs else []
+        return await self._values(answer)
 
     async def stopped_jobs(self) -> list[str] | None:
         """One long poll of the stop channel, at an address made from the take channel's; None where it is not there."""
@@ -117,8 +120,8 @@ class RunPodPlatform:
             return None
         if answer.status >= 300:
             raise PlatformError(f"the platform answered {answer.status}", answer.status)
-        told = await _parsed(answer.body)
-        job_ids = told.get("jobsToStop") if isinstance(told, dict) else None
+        told = await self._values(answer)
+        job_ids = told[0].get("jobsToStop") if told and isinstance(told[0], dict) else None
         return [job_id for job_id in job_ids if isinstance(job_id, str)] if isinstance(job_ids, list) else []
 
     async def _poll(self, url: str) -> _Answer | None:
@@ -141,6 +144,22 @@ class RunPodPlatform:
             return await asyncio.shield(reading)
         except asyncio.CancelledError:
             return await reading  # bounded by BODY_SECONDS
+
+    async def _values(self, answer: _Answer) -> list[Any]:
+        """The elements of an answer's JSON array, or its one value; none where there is nothing in it.
+
+        Raises PlatformError for anything but JSON. A large answer is read in the helper process, job by job; where that
+        fails, here: jobs that are taken must not be lost.
+        """
+        try:
+            if sum(map(len, answer.body)) >= LARGE_BYTES:
+                with suppress(HelperError):
+                    return [value async for value in self._helper.results(sift, answer.body)]
+            body = b"".join(answer.body)
+            value = await parse_tolerantly(body) if body.strip() else None
+        except ValueError:
+            raise PlatformError("the platform's answer is not JSON") from None
+        return value if isinstance(value, list) else [value] if value else []
 
     async def post_output(self, job: Job, output: Any) -> None:
         """Post one streamed output."""
@@ -192,7 +211,7 @@ class _Answer:
     """What a poll was answered."""
 
     status: int
-    body: bytes
+    body: list[bytes]
 
 
 async def _read(response: aiohttp.ClientResponse) -> _Answer:
@@ -200,19 +219,9 @@ async def _read(response: aiohttp.ClientResponse) -> _Answer:
     async with response:
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                return _Answer(response.status, await response.read())
+                return _Answer(response.status, [piece async for piece in response.content.iter_any()])
         except (aiohttp.ClientError, TimeoutError) as error:
             raise PlatformError(f"the answer broke off ({type(error).__name__})") from error
-
-
-async def _parsed(body: bytes) -> Any:
-    """The JSON of an answer, None for an empty one. Raises PlatformError."""
-    if not body.strip():
-        return None
-    try:
-        return await parse_tolerantly(body)
-    except ValueError:
-        raise PlatformError("the platform's answer is not JSON") from None
 
 
 def _encode(data: dict[str, Any]) -> bytes:

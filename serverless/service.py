@@ -25,6 +25,7 @@ class Service:
     wait_for_failure: returns the reason once the service breaks for good.
     error_event: an error in the form in which a job's broken-off stream ends; None where outputs have no such form.
     is_whole_answer: whether an output is all that its job will answer, so that the result will have it too.
+    takes_large_json: whether the handler takes a large input as LargeJson; else it gets every input parsed.
     """
 
     handler: JobHandler
@@ -32,6 +33,7 @@ class Service:
     wait_for_failure: Callable[[], Coroutine[Any, Any, str]]
     error_event: Callable[[Job, JobError], str] | None = None
     is_whole_answer: Callable[[Any], bool] = lambda _: False
+    takes_large_json: bool = False
 
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Service]]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from enum import StrEnum
@@ -27,6 +26,7 @@ from common.tasks import cancel, reason_of_end
 from sglang_engine.errors import EngineError
 from sglang_engine.process import Ending, Engine
 from sglang_engine.settings import EngineSettings
+from sglang_engine.suspects import Suspects, Ticket
 
 log = logging.getLogger("worker.engine")
 
@@ -52,7 +52,10 @@ class State(StrEnum):
 class Exchange:
     """One request to the engine, from its first byte to the last: which engine it is with, and when that spoke last."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, ticket: Ticket) -> None:
+        self.ticket = ticket
+        self.has_answer = False
+        """Whether the engine has sent a part of its answer."""
         self._supervisor = supervisor
         self._life = supervisor.lives
         self.began = time.monotonic()
@@ -60,6 +63,12 @@ class Exchange:
     def progressed(self) -> None:
         """Note that the engine has just sent something."""
         self._supervisor.last_progress = time.monotonic()
+
+    def answered(self) -> None:
+        """Note that the engine has sent a part of its answer."""
+        if not self.has_answer:
+            self.has_answer = True
+            self._supervisor.suspects.answered(self.ticket)
 
     @property
     def engine_is_lost(self) -> bool:
@@ -94,11 +103,12 @@ class Supervisor:
         self.lives = 0
         """How many engines have died so far: the number of the present one, counted from 0."""
         self.last_progress = time.monotonic()
+        self.suspects = Suspects()
         self._engine = engine
         self._settings = settings
         self._exchanges: set[Exchange] = set()
         self._waiting = 0
-        self._restarts: deque[float] = deque()
+        self._restarts: dict[int, float] = {}  # when, by the life whose end was followed by it
         self._deaths: list[str] = []  # why each engine died, by its life
         self._failure = ""
         self._changed = asyncio.Event()
@@ -128,13 +138,13 @@ class Supervisor:
             await self._engine.stop()
 
     @asynccontextmanager
-    async def exchange(self) -> AsyncGenerator[Exchange, None]:
+    async def exchange(self, ticket: Ticket) -> AsyncGenerator[Exchange, None]:
         """One request to the engine: waits until it is ready, and is known to be in flight while this lasts.
 
         Raises UnavailableError when the engine is given up, or too many requests wait for it already.
         """
-        await self._wait_for_turn()
-        exchange = Exchange(self)
+        await self._wait_for_turn(ticket)
+        exchange = Exchange(self, ticket)
         self._exchanges.add(exchange)
         try:
             yield exchange
@@ -200,7 +210,14 @@ class Supervisor:
         hang.set_result(fault)
         return True
 
-    async def _wait_for_turn(self) -> None:
+    async def _wait_for_turn(self, ticket: Ticket) -> None:
+        while True:
+            await self._wait_for_engine()
+            await self.suspects.wait_for_turn(ticket)
+            if self.state is State.READY:
+                return
+
+    async def _wait_for_engine(self) -> None:
         if self.state is State.READY:
             return
         if self.state is State.RESTARTING and self._waiting >= self._settings.max_waiting_jobs:
@@ -221,6 +238,7 @@ class Supervisor:
         while self.state is State.READY:
             ending = await self._wait_for_end()
             self.lives += 1
+            self._look_for_cause(self.lives - 1)
             self._set(State.RESTARTING)
             reason = await self._reason_of(ending)
             log.error("%s", reason)
@@ -236,6 +254,12 @@ class Supervisor:
                 log.error("starting the engine again raised %s:\n%s", *type_and_place(error))
                 await self._engine.kill()
                 self._fail(f"{reason}; starting it again failed with {type(error).__name__}")
+
+    def _look_for_cause(self, life: int) -> None:
+        unanswered = sorted((e for e in self._exchanges if not e.has_answer), key=lambda exchange: exchange.began)
+        cause = self.suspects.engine_died(life, [exchange.ticket for exchange in unanswered])
+        if cause is not None:
+            log.error("%s: %d engines have died under it; it fails as the likely cause", cause.label, len(cause.deaths))
 
     def _supervision_ended(self, supervising: asyncio.Task[None]) -> None:
         """The owner's eye on the supervising task. Without it, an engine could die unnoticed for ever."""
@@ -265,15 +289,16 @@ class Supervisor:
     async def _restart(self, reason: str) -> None:
         """Start the engine again. Raises EngineError when it does not get ready, or has been restarted too often."""
         window, most = self._settings.restart_window_seconds, self._settings.max_restarts
-        now = time.monotonic()
-        while self._restarts and now - self._restarts[0] > window:
-            self._restarts.popleft()
+        now, life = time.monotonic(), self.lives - 1
+        self._restarts = {
+            of: when for of, when in self._restarts.items() if now - when <= window and of not in self.suspects.pardoned
+        }
         done = len(self._restarts)
-        if done >= most:
+        if done >= most and life not in self.suspects.pardoned:
             raise EngineError(
                 f"{reason}; it is not started again, after {done} restarts within {window:g} s (ENGINE_MAX_RESTARTS)"
             )
-        self._restarts.append(now)
+        self._restarts[life] = now
         pause = min(FIRST_PAUSE_SECONDS * 2**done, LONGEST_PAUSE_SECONDS)
         log.warning("restart %d of at most %d within %g s, in %g s", done + 1, most, window, pause)
         await asyncio.sleep(pause)

@@ -8,6 +8,7 @@ from typing import Any, cast
 import aiohttp
 import pytest
 
+from common.helper_process import HelperProcess
 from serverless.runpod import RunPodPlatform
 
 pytestmark = pytest.mark.anyio
@@ -38,7 +39,7 @@ class Session:
 @pytest.mark.parametrize("streams", [False, True])
 async def test_result_is_of_a_stream_where_the_handler_is_a_generator(streams: bool) -> None:
     session = Session()
-    platform = RunPodPlatform(cast(aiohttp.ClientSession, session), streams=streams)
+    platform = RunPodPlatform(cast(aiohttp.ClientSession, session), HelperProcess(), streams=streams)
     await platform.post_result({"id": "j"}, {"output": 1})
     await platform.post_output({"id": "j"}, 1)
     assert [address.rpartition("&")[2] for address in session.addresses] == [

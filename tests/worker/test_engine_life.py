@@ -29,6 +29,7 @@ from sglang_engine.posix import is_alive
 from sglang_engine.process import Engine
 from sglang_engine.settings import EngineSettings
 from sglang_engine.supervisor import State, Supervisor
+from sglang_engine.suspects import Ticket
 from tests.answers import error_of, events_of
 
 pytestmark = pytest.mark.anyio
@@ -159,7 +160,7 @@ async def test_broken_supervision_gives_the_engine_up_with_the_reason(
 ) -> None:
     secret = KeyError("a-secret")
     async with Supervisor(engine, EngineSettings.from_environ({})) as supervisor:
-        async with supervisor.exchange() as exchange:
+        async with supervisor.exchange(Ticket()) as exchange:
             monkeypatch.setattr(engine, "explain", failing(secret))
             if moment == "while it runs":
                 supervisor._supervising.cancel()  # type: ignore[union-attr]
