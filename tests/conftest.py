@@ -16,19 +16,23 @@ TESTS = Path(__file__).parent
 FIRST = ("engine 1", "engine 2", "worker/test_supervision", "worker/test_stopping", "worker/test_own_handlers")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How often what repeats itself does so; `scripts/soak` asks for more."""
+    parser.addoption("--kills", type=int, default=3, help="how often the engine is killed under fifty jobs, per moment")
+    parser.addoption("--inputs", type=int, default=2000, help="how many random inputs one worker gets")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put each test into a group: the tests of a group run one after the other in one of `scripts/test`'s processes.
 
-    A group is a module. Tests with a real engine name theirs themselves, so that few of those run at a time.
+    A group is a module; but real engines are in two groups, so that two start at a time and no more. Modules of
+    tests/engine that share an engine name the same one.
     """
     for item in items:
         if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(_module(item)))
+            module = item.path.relative_to(TESTS).with_suffix("").as_posix()
+            item.add_marker(pytest.mark.xdist_group("engine 2" if module.startswith("engine/") else module))
     items.sort(key=_place)
-
-
-def _module(item: pytest.Item) -> str:
-    return item.path.relative_to(TESTS).with_suffix("").as_posix()
 
 
 def _place(item: pytest.Item) -> tuple[int, bool]:

@@ -1,11 +1,14 @@
-"""`scripts/bench --url` against API mode with the real SGLang."""
+"""`scripts/bench --url` against API mode with the real SGLang, and the picture of what was measured."""
 
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 
+from benchmarks.measure import Result
+from benchmarks.report import Table, plot
 from scripts.worker_process import REPOSITORY
 from tests.engine.conftest import Api
 
@@ -39,3 +42,11 @@ async def test_server_that_is_none_is_named_in_one_line(api: Api) -> None:
     code, output, errors = await bench("--url", f"{api.url}/nowhere")
     assert (code, output) == (1, "")
     assert errors == f"{api.url}/nowhere: it lists no models (status 404); name one with --model\n"
+
+
+def test_plot_is_a_picture(tmp_path: Path) -> None:
+    def result(streams: int) -> Result:
+        return Result(streams, events=100 * streams, seconds=1.0, first_median=0.1, first_p95=0.2, job_median=1.0)
+
+    plot(Table((), [], [("ours", result(1)), ("ours", result(8)), ("theirs", result(1))]), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

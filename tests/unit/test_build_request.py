@@ -242,7 +242,7 @@ job_inputs = (
 )
 
 
-@settings(max_examples=1000)
+@settings(max_examples=250)  # of each run; another 250 in the next
 @given(job_inputs)
 def test_any_input_is_a_request_to_an_open_path_or_a_refusal(job_input: Any) -> None:
     refused: JobError | None = None
@@ -260,14 +260,17 @@ def test_any_input_is_a_request_to_an_open_path_or_a_refusal(job_input: Any) -> 
         json.loads(request.body)
 
 
-@settings(max_examples=2000)
+ENGINE = httpx.Client(base_url="http://127.0.0.1:30000")
+
+
+@settings(max_examples=500)
 @given(routes)
 def test_what_is_checked_of_a_route_is_what_is_sent(route: str) -> None:
     try:
         path = open_path(route, frozenset({"/server_info"}))
     except JobError:
         return
-    url = httpx.Client(base_url="http://127.0.0.1:30000").build_request("POST", path).url
+    url = ENGINE.build_request("POST", path).url
     assert (url.host, url.port, url.query, url.fragment, url.userinfo) == ("127.0.0.1", 30000, b"", "", b"")
     assert url.raw_path == path.encode()
     assert route in (path, path[1:])

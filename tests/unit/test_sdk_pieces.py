@@ -67,13 +67,3 @@ def test_no_other_file_imports_the_sdk_and_this_one_nothing_else() -> None:
                 assert path == SDK_ROOM, path.name
                 imported |= {(node.module or "", alias.name) for alias in node.names}
     assert imported == set(PIECES)
-
-
-def test_docstring_names_each_piece() -> None:
-    docstring = ast.get_docstring(ast.parse(SDK_ROOM.read_text(encoding="utf-8"))) or ""
-    listed = set()
-    for line in docstring.splitlines():
-        if line.startswith("runpod."):
-            module, names = line.split(maxsplit=1)
-            listed |= {(module, name.partition(".")[0]) for name in names.partition(":")[0].split(", ")}
-    assert listed == set(PIECES)

@@ -235,13 +235,13 @@ async def test_many_requests_have_a_connection_each() -> None:
 
     async def script(peer: Peer) -> None:
         await peer.request()
-        if server.connections == 200:
+        if server.connections == 120:
             everyone_is_here.set()
         await everyone_is_here.wait()
         await peer.send(OK + b"Content-Length: 0\r\n\r\n")
 
     async with talking_to(script) as (client, server):
-        await asyncio.gather(*(client.get("/") for _ in range(200)))
+        await asyncio.gather(*(client.get("/") for _ in range(120)))  # httpx itself would open 100
 
 
 @pytest.mark.parametrize(

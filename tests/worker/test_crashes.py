@@ -17,7 +17,7 @@ from tests.answers import error_of, events_of
 pytestmark = pytest.mark.anyio
 
 HELLO = [{"role": "user", "content": "Hello"}]
-JOBS, ROUNDS = 50, 20
+JOBS = 50
 REASON = "the engine was killed by SIGKILL (usual cause: killed from outside, usually out of memory"
 
 # What the engine does with the jobs while it lives, and how long after the last of them has got that far it is killed.
@@ -36,9 +36,11 @@ async def worker(platform: Platform) -> AsyncIterator[Worker]:
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-async def test_killed_engine_loses_no_job(platform: Platform, worker: Worker, moment: str) -> None:
+async def test_killed_engine_loses_no_job(
+    platform: Platform, worker: Worker, moment: str, pytestconfig: pytest.Config
+) -> None:
     before_the_end, pause = MOMENTS[moment]
-    for _ in range(ROUNDS):
+    for _ in range(pytestconfig.getoption("--kills")):
         life = len(worker.engine_starts())
         streamed = {"first": before_the_end, "life": life, "events": 5}
         unstreamed = {"first": {"pause": 60}, "life": life}  # these have sent nothing, whatever the moment

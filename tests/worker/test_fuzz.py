@@ -1,4 +1,4 @@
-"""Ten thousand random and hostile inputs through one worker: each is answered or refused, and the worker lives."""
+"""Thousands of random and hostile inputs through one worker: each is answered or refused, and the worker lives."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.unit.test_build_request import BAD_ROUTES, FORBIDDEN_ROUTES
 
 pytestmark = pytest.mark.anyio
 
-INPUTS, AT_ONCE = 10_000, 250
+AT_ONCE = 250
 FIELDS = ["openai_route", "openai_input", "messages", "text", "input_ids", "sampling_params", "model", "stream", "n"]
 HOSTILE: list[Any] = [
     None,
@@ -74,17 +74,20 @@ def _is_sendable(script: dict[str, Any]) -> bool:
     return "\ud800" not in str(script["body"])
 
 
-async def test_ten_thousand_inputs_leave_the_worker_alive_and_answering(platform: Platform) -> None:
+async def test_thousands_of_inputs_leave_the_worker_alive_and_answering(
+    platform: Platform, pytestconfig: pytest.Config
+) -> None:
     rng = random.Random(20261122)
+    inputs: int = pytestconfig.getoption("--inputs")
     async with running_worker(platform) as worker:
         seen: dict[int | None, int] = {}
-        for _ in range(INPUTS // AT_ONCE):
-            jobs = [platform.queue.submit(some_input(rng)) for _ in range(AT_ONCE)]
+        for begin in range(0, inputs, AT_ONCE):
+            jobs = [platform.queue.submit(some_input(rng)) for _ in range(min(AT_ONCE, inputs - begin))]
             for job in jobs:
                 code = await outcome(job)
                 seen[code] = seen.get(code, 0) + 1
-        assert sum(seen.values()) == INPUTS
-        assert seen[None] > 100, "some were requests, and answered"
+        assert sum(seen.values()) == inputs
+        assert seen[None] > inputs / 100, "some were requests, and answered"
         assert {400, 403, 500} <= set(seen)
         await check_alive(platform, worker)
 
