@@ -47,8 +47,11 @@ class Access:
         if self.key is None:
             return True
         scheme, _, rest = authorization.partition(" ")
-        shown = rest.strip() if scheme.lower() == "bearer" else authorization
-        return compare_digest(shown.encode("latin-1", "replace"), self.key.encode())
+        shown = (rest.strip() if scheme.lower() == "bearer" else authorization).encode("latin-1")
+        forms = [self.key.encode()]
+        if max(self.key) <= "\xff":  # beyond ASCII, curl sends the terminal's UTF-8, and a browser Latin-1
+            forms.append(self.key.encode("latin-1"))
+        return any(compare_digest(shown, form) for form in forms)
 
     def refusal_of(self, path: str, headers: Headers) -> str | None:
         """Why a request must not be served, None where it may be."""

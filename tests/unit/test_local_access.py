@@ -137,7 +137,9 @@ async def test_json_with_a_charset_is_taken_and_so_is_an_empty_post() -> None:
 @pytest.mark.parametrize("shown", ["Bearer clé", "bearer clé", "BEARER  clé", "clé"])
 async def test_key_is_taken_in_each_form(shown: str) -> None:
     async with client_of(Access(key="clé")) as client:
-        assert (await client.get("/health", headers={b"Authorization": shown.encode()})).status_code == 200
+        for encoding in ("utf-8", "latin-1"):
+            headers = {b"Authorization": shown.encode(encoding)}
+            assert (await client.get("/health", headers=headers)).status_code == 200
 
 
 @pytest.mark.parametrize("shown", ["", "Bearer", "Bearer ü", "Bearer cle", "Basic clé", "ключ"])
@@ -146,6 +148,12 @@ async def test_key_that_is_not_the_key_is_refused(shown: str) -> None:
         for path in ("/health", "/docs", "/openapi.json", "/openai/v1/models"):
             assert (await client.get(path, headers={b"Authorization": shown.encode()})).status_code == 401
         assert (await client.get("/")).status_code == 200
+
+
+async def test_key_beyond_latin_1_is_taken_as_utf_8_alone() -> None:
+    async with client_of(Access(key="ключ")) as client:
+        for shown, status in ((b"Bearer ????", 401), (b"????", 401), ("Bearer ключ".encode(), 200)):
+            assert (await client.get("/health", headers={b"Authorization": shown})).status_code == status
 
 
 @pytest.mark.parametrize("shown", ["ключ", "é", "%FF", ""])
