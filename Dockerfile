@@ -43,9 +43,20 @@ RUN --mount=type=secret,id=HF_TOKEN \
         if [ -s /run/secrets/HF_TOKEN ]; then HF_TOKEN=$(cat /run/secrets/HF_TOKEN) && export HF_TOKEN; fi \
         && HF_HOME=/opt/models HF_XET_HIGH_PERFORMANCE=1 \
             hf download "${MODEL_NAME}" --revision "${MODEL_REVISION:-main}" \
-            --include "*.safetensors" "*.json" "*.jinja" "*.txt" "*.model" "*.tiktoken" "*.py" \
+            --include "*.safetensors" --include "*.json" --include "*.jinja" --include "*.txt" \
+            --include "*.model" --include "*.tiktoken" --include "*.py" \
         && rm -rf /opt/models/xet \
         && chmod -R a+rX /opt/models; \
+    fi
+
+# The build fails unless the worker will find that model whole. A step of its own: when the worker's files change, it is
+# repeated, and the download is not.
+RUN --mount=type=secret,id=HF_TOKEN \
+    --mount=type=bind,source=sglang_engine,target=/tmp/check/sglang_engine \
+    if [ -n "${MODEL_NAME}" ]; then \
+        if [ -s /run/secrets/HF_TOKEN ]; then HF_TOKEN=$(cat /run/secrets/HF_TOKEN) && export HF_TOKEN; fi \
+        && PYTHONPATH=/tmp/check PYTHONDONTWRITEBYTECODE=1 python3 -m sglang_engine.hub \
+            "${MODEL_NAME}" "${MODEL_REVISION:-main}" /opt/models/hub; \
     fi
 
 # RunPod's cached models and network volumes are under HF_HOME. (The tokens of NUM_DRAFT_TOKENS are no secret.)

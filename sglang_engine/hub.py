@@ -1,5 +1,7 @@
 """Models on disk, in Hugging Face's cache layout: found whole, so that nobody asks the hub; and downloads watched.
 
+`python -m sglang_engine.hub MODEL REVISION CACHE` checks a download, for a build that must not end without it.
+
     <cache>/models--org--name/refs/main             the commit that a branch or tag means
     <cache>/models--org--name/snapshots/<commit>/   the files, usually links to ../../blobs/…
     <cache>/models--org--name/blobs/                their contents; `….incomplete` while they are downloaded
@@ -13,9 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +31,10 @@ RUNPOD_CACHE = Path("/runpod-volume/huggingface-cache/hub")
 
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.(safetensors|bin)")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.\w+")
+# The formats of weights, in the order in which SGLang 0.5.23 looks for them in a folder (DefaultModelLoader).
+_SPLIT_FORMATS = (".safetensors", ".bin")
+_SINGLE_FORMATS = (".pt", ".gguf")
 # One of them, or a tokenizer that is a repository's own, which is whole when its configuration is.
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
 
@@ -61,11 +68,28 @@ def is_repository(model: str) -> bool:
 
 def find_model(repository: str, revision: str | None, where: list[Path]) -> Path | None:
     """The snapshot of a model that is on disk as a whole; None where it is not, or not as a whole."""
-    return next((found for cache in where if (found := _in_cache(cache, repository, revision))), None)
+    folders = (folder for cache in where for folder in _folders(cache, repository))
+    return next((found for folder in folders if (found := _in_folder(folder, revision))), None)
 
 
-def _in_cache(cache: Path, repository: str, revision: str | None) -> Path | None:
-    model = model_folder(cache, repository)
+def model_folder(cache: Path, repository: str) -> Path:
+    """Where a cache has a model that huggingface_hub has downloaded."""
+    return cache / f"models--{repository.replace('/', '--')}"
+
+
+def _folders(cache: Path, repository: str) -> Iterator[Path]:
+    """Where a cache may have a model: under its name, then under one that differs in case.
+
+    RunPod's cached models can lie in a folder whose name is in lower case (runpod-workers/worker-vllm, issue 310).
+    """
+    exact = model_folder(cache, repository)
+    yield exact
+    with suppress(OSError):
+        others = sorted(path for path in cache.iterdir() if path.name.lower() == exact.name.lower())
+        yield from (path for path in others if path.name != exact.name)
+
+
+def _in_folder(model: Path, revision: str | None) -> Path | None:
     snapshots = model / "snapshots"
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # an index may be anything
         if revision and _COMMIT.fullmatch(revision):
@@ -79,11 +103,6 @@ def _in_cache(cache: Path, repository: str, revision: str | None) -> Path | None
     return None
 
 
-def model_folder(cache: Path, repository: str) -> Path:
-    """Where a cache has a model."""
-    return cache / f"models--{repository.replace('/', '--')}"
-
-
 def _whole(snapshot: Path) -> Path | None:
     names = {path.name for path in snapshot.iterdir() if path.is_file()}  # a dangling link is not a file
     has_tokenizer = any(name in names for name in _TOKENIZERS) or any(name.endswith(".tiktoken") for name in names)
@@ -91,14 +110,24 @@ def _whole(snapshot: Path) -> Path | None:
 
 
 def _has_all_weights(snapshot: Path, names: set[str]) -> bool:
-    for name in names:
-        if name.endswith((".safetensors.index.json", ".bin.index.json")):
-            index = json.loads((snapshot / name).read_text(encoding="utf-8"))
-            return set(index["weight_map"].values()) <= names
-    shards = [match for name in names if (match := _SHARD.fullmatch(name))]
-    if shards:
-        return all(sum(other[1] == shard[1] for other in shards) == int(shard[2]) for shard in shards)
-    return any(name.endswith((".safetensors", ".bin", ".pt", ".gguf")) for name in names)
+    """Whether all of the weights are there, in the format that SGLang will load: the first of which there are any."""
+    for suffix in _SPLIT_FORMATS:
+        if files := {name for name in names if name.endswith(suffix)}:
+            indexes = [snapshot / name for name in names if name.endswith(f"{suffix}.index.json")]
+            return _all_named(indexes, files) if indexes else _all_numbered(files)
+    return any(name.endswith(_SINGLE_FORMATS) for name in names)
+
+
+def _all_named(indexes: list[Path], files: set[str]) -> bool:
+    """Whether every file that an index names is there."""
+    maps = [json.loads(index.read_text(encoding="utf-8"))["weight_map"] for index in indexes]
+    return all(set(weights.values()) <= files for weights in maps)
+
+
+def _all_numbered(files: set[str]) -> bool:
+    """Whether every file is there that the others' names tell of: `…-00001-of-00003.…`."""
+    shards = [match for name in files if (match := _SHARD.fullmatch(name))]
+    return all(sum(other[1] == shard[1] for other in shards) == int(shard[2]) for shard in shards)
 
 
 class DownloadWatch:
@@ -148,20 +177,66 @@ class DownloadWatch:
                     yield path.stat().st_size
 
     async def _ask_total(self) -> int | None:
-        """The size of the weights that will be downloaded: safetensors where there are any, as SGLang prefers them."""
-        import httpx  # 0.2 s that a start without a download need not spend
-
-        url = f"{self._hub}/api/models/{self._repository}/tree/{self._revision or 'main'}"
-        headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        """The size of the weights that will be downloaded."""
         try:
-            async with httpx.AsyncClient(timeout=5.0, follow_redirects=True) as client:
-                files = (await client.get(url, headers=headers)).raise_for_status().json()
-            sizes = {file["path"]: int(file["size"]) for file in files}
-        except (httpx.HTTPError, ValueError, KeyError, TypeError):
+            sizes = await _listed_sizes(self._hub, self._repository, self._revision, self._token)
+        except ListingError:
             return None
-        weights = [size for name, size in sizes.items() if name.endswith(".safetensors")]
-        return sum(weights or sizes.values())
+        return sum(sizes[name] for name in _weights(sizes)) or sum(sizes.values())
+
+
+class ListingError(Exception):
+    """The hub's list of a model's files cannot be had; the message says why."""
+
+
+async def _listed_sizes(hub: str, repository: str, revision: str | None, token: str | None) -> dict[str, int]:
+    """The files of a model by the hub's list, with their sizes in bytes. Raises ListingError, after 5 s at most."""
+    import httpx  # 0.2 s that a start without a download need not spend
+
+    url = f"{hub}/api/models/{repository}/tree/{revision or 'main'}"
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        async with httpx.AsyncClient(timeout=5.0, follow_redirects=True) as client:
+            files = (await client.get(url, headers=headers)).raise_for_status().json()
+        return {file["path"]: int(file["size"]) for file in files}
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise ListingError(f"{url}: {type(error).__name__}") from error
+
+
+def _weights(names: Iterable[str]) -> set[str]:
+    """The files with weights that SGLang downloads: safetensors where there are any, as it prefers them."""
+    of_each = ({name for name in names if name.endswith(suffix)} for suffix in _SPLIT_FORMATS)
+    return next((found for found in of_each if found), set())
+
+
+async def missing_parts(repository: str, revision: str, cache: Path, environ: Mapping[str, str]) -> list[str]:
+    """What a download into a cache lacks, by this module's own eyes and by the hub's list; empty where it is whole."""
+    snapshot = find_model(repository, revision, [cache])
+    if snapshot is None:
+        return [f"{repository} ({revision}) is not in {cache} as a whole: its configuration, tokenizer and weights"]
+    hub = environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    try:
+        sizes = await _listed_sizes(hub, repository, revision, environ.get("HF_TOKEN"))
+    except ListingError as error:
+        return [f"the hub's list of its files cannot be had: {error}"]
+    there = {path.name: path.stat().st_size for path in snapshot.iterdir() if path.is_file()}
+    expected = _weights(sizes) | (there.keys() & sizes.keys())
+    return [
+        f"{name} has {there.get(name, 0)} bytes, and {sizes[name]} on the hub"
+        for name in sorted(expected)
+        if there.get(name) != sizes[name]
+    ]
 
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def main(repository: str, revision: str, cache: str) -> None:
+    """Exit with 1 and say why, unless the cache has the model whole."""
+    if missing := asyncio.run(missing_parts(repository, revision, Path(cache), os.environ)):
+        sys.exit("\n".join(missing))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

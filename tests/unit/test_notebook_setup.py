@@ -1,0 +1,36 @@
+"""`pip install -e ".[dev]"` brings what the notebook imports."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def test_every_package_of_the_notebook_is_a_dependency() -> None:
+    cells = json.loads((REPOSITORY / "test_endpoint.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    imported = {module.partition(".")[0] for source in code for module in imports_of(source)} - sys.stdlib_module_names
+    assert "transformers" in imported
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    named = project["dependencies"] + project["optional-dependencies"]["dev"]
+    installed = {re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower() for requirement in named}
+    distributions = packages_distributions()
+    missing = [module for module in imported if not {name.lower() for name in distributions[module]} & installed]
+    assert missing == []
+
+
+def imports_of(source: str) -> list[str]:
+    modules: list[str] = []
+    for node in ast.walk(ast.parse(source, type_comments=False)):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            modules.append(node.module)
+    return modules
