@@ -24,6 +24,7 @@ from sglang_engine.launch import Launch, Setting
 from sglang_engine.options import Option, masked, option_of, values_of
 from sglang_engine.presets import PRESETS, Preset
 from sglang_engine.spelling import nearest_names
+from sglang_engine.vllm_names import VLLM_NAMES
 
 # Names that users of RunPod's official SGLang and vLLM workers know, where they mean the same as an option of SGLang.
 RUNPOD_NAMES: dict[str, str] = {
@@ -59,6 +60,10 @@ RESERVED: dict[str, str] = {
     "ENCODER_ONLY": "such an engine answers no requests",
 }
 
+_MODEL_OVERRIDES = "use JSON_MODEL_OVERRIDE_ARGS"
+_PACED = "STREAM_FLUSH_MS paces the outputs of streams"
+_ROLE = "the role is always `assistant`"
+
 # Variables of other versions and other workers that are not options of this SGLang, and what to set instead.
 RENAMED: dict[str, str] = {
     "ENABLE_FLASHINFER_MLA": "use ATTENTION_BACKEND=flashinfer",
@@ -74,6 +79,43 @@ RENAMED: dict[str, str] = {
     "BLOCK_SIZE": "use PAGE_SIZE",
     "CUSTOM_CHAT_TEMPLATE": "use CHAT_TEMPLATE",
     "DISABLE_LOG_REQUESTS": "requests are not logged unless LOG_REQUESTS=true",
+    "ENABLE_LOG_REQUESTS": "use LOG_REQUESTS",
+    "DISABLE_LOG_STATS": "use LOG_LEVEL=warning",
+    "UVICORN_LOG_LEVEL": "use LOG_LEVEL_HTTP",
+    "ENABLE_PIECEWISE_CUDA_GRAPH": "use CUDA_GRAPH_BACKEND_PREFILL",
+    "CUDA_GRAPH_SIZES": "use CUDA_GRAPH_BS_DECODE",
+    "ENABLE_CHUNKED_PREFILL": "it is always on; CHUNKED_PREFILL_SIZE=-1 turns it off",
+    "ENABLE_EXPERT_PARALLEL": "use EP_SIZE",
+    "NUM_REDUNDANT_EXPERTS": "use EP_NUM_REDUNDANT_EXPERTS",
+    "SCHEDULING_POLICY": "use SCHEDULE_POLICY",
+    "GUIDED_DECODING_BACKEND": "use GRAMMAR_BACKEND",
+    "STRUCTURED_OUTPUTS_CONFIG": "use GRAMMAR_BACKEND",
+    "GENERATION_CONFIG": "use SAMPLING_DEFAULTS",
+    "OVERRIDE_GENERATION_CONFIG": "use PREFERRED_SAMPLING_PARAMS",
+    "HF_OVERRIDES": _MODEL_OVERRIDES,
+    "ROPE_SCALING": _MODEL_OVERRIDES,
+    "ROPE_THETA": _MODEL_OVERRIDES,
+    "TOKENIZER_REVISION": "the tokenizer is taken at the model's REVISION",
+    "LORA_MODULES": "use LORA_PATHS",
+    "MAX_LORAS": "use MAX_LORAS_PER_BATCH",
+    "MAX_CPU_LORAS": "use MAX_LOADED_LORAS",
+    "SPECULATIVE_CONFIG": "use SPECULATIVE_ALGORITHM and the options that begin as it does",
+    "SPECULATIVE_METHOD": "use SPECULATIVE_ALGORITHM",
+    "SPECULATIVE_MODEL": "use SPECULATIVE_DRAFT_MODEL_PATH",
+    "NUM_SPECULATIVE_TOKENS": "use SPECULATIVE_NUM_DRAFT_TOKENS",
+    "NGRAM_PROMPT_LOOKUP_MAX": "use SPECULATIVE_ALGORITHM=NGRAM",
+    "ENABLE_AUTO_TOOL_CHOICE": "TOOL_CALL_PARSER is enough",
+    "DEFAULT_BATCH_SIZE": _PACED,
+    "DEFAULT_MIN_BATCH_SIZE": _PACED,
+    "DEFAULT_BATCH_SIZE_GROWTH_FACTOR": _PACED,
+    "RAW_OPENAI_OUTPUT": "answers of OpenAI's routes are always in OpenAI's form",
+    "OPENAI_RESPONSE_ROLE": _ROLE,
+    "RESPONSE_ROLE": _ROLE,
+    "REQUEST_TIMEOUT": "use REQUEST_TIMEOUT_SECONDS",
+    "VLLM_STARTUP_TIMEOUT": "use STARTUP_TIMEOUT_SECONDS",
+    "VLLM_PORT": "use PORT",
+    "VLLM_EXTRA_ARGS": "use SGLANG_EXTRA_ARGS, with SGLang's flags",
+    "VLLM_CONFIG_FILE": "set the variables of the options instead",
 }
 
 # What GLM-4.7-Flash needs, from its model card (https://huggingface.co/zai-org/GLM-4.7-Flash); 0.9 of the GPU's memory
@@ -284,6 +326,8 @@ def warnings_for(environ: Mapping[str, str]) -> Iterator[str]:
             continue
         if name in RENAMED:
             yield f"{name} is ignored: it is not an option of SGLang {version}; {RENAMED[name]}"
+        elif name in VLLM_NAMES:
+            yield f"{name} is ignored: it is an option of vLLM, and SGLang {version} has none that means the same"
         elif near := nearest_names(name, known):
             yield f"{name} is ignored: it is not an option of SGLang {version}; did you mean {' or '.join(near)}?"
 

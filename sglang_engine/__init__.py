@@ -1,6 +1,7 @@
 """One SGLang: its command line, its process, its life.
 
-- `options`, `presets` and `spelling`: what can be set, and names that were probably meant; engine.py plans with them.
+- `options`, `presets`, `spelling` and `vllm_names`: what can be set, names that were probably meant, and names that
+  mean nothing here; engine.py plans with them.
 - `hub`: models on disk, and downloads watched.
 - `launch`: the result of planning, ready to be started.
 - `process`: one life of the child process; `output`: what it writes; `supervisor`: its restarts; `failure_causes`: why
