@@ -3,12 +3,14 @@
 How it starts is scripted by the variable SCRIPTED_ENGINE, a JSON object, or an array of them for one start after the
 other (the last one counts for all that follow; each start adds a line to the file SCRIPTED_ENGINE_STARTS):
     ready_after: seconds of 503 on /health before it is warm (default 0)
+    ready_when: a file; it is warm as soon as that is there
     says: text to print on standard error
     exit_code, exit_after: exit with that code, after that many seconds
     ignore_sigterm: true to survive SIGTERM
     child: true to leave a child process in the group
     strays: true for children that leave it: in sessions of their own, without parents, without an environment
     scheduler_hangs: as SGLang's, whose server gives up on /health_generate after that many seconds, with 503
+    vocabulary: how many token ids it has, told as SGLang does when it is asked for log probabilities of others
     scheduler: true for a child that calls itself as SGLang's scheduler does
 
 How it answers is scripted by the field `script` of a request's body:
@@ -23,8 +25,9 @@ How it answers is scripted by the field `script` of a request's body:
     then: how the stream ends: "done" (default), "eof", "drop", "half", "error", "abort", "hang", "crash",
         "drop_after_done", "anthropic_error", "message_stop"
 
-`GET /requests` tells its command line, when it got warm, what it has been asked, how each request ended, and how often
-it has been asked for its health since it got warm, the token that it has for downloads, and its strays' process ids.
+`GET /requests` tells its command line, when it got warm, what it has been asked, how each request ended, how many it
+was answering at once at most, how often it has been asked for its health since it got warm, the token that it has for
+downloads, and its strays' process ids.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ STARTS = Path(os.environ.get("SCRIPTED_ENGINE_STARTS", os.devnull))
 requests: list[dict[str, Any]] = []
 strays: list[int] = []
 warm_at: float | None = None  # seconds since the epoch
+at_once = most_at_once = 0
 probes = 0
 
 
@@ -102,13 +106,17 @@ async def main() -> None:
         await asyncio.sleep(START.get("exit_after", 0))
         os._exit(START["exit_code"])
     server = await asyncio.start_server(serve, option("--host"), int(option("--port")))
-    asyncio.get_running_loop().call_later(START.get("ready_after", 0), get_warm)
+    warming = asyncio.create_task(get_warm())
     async with server:
         await server.serve_forever()
+    await warming
 
 
-def get_warm() -> None:
+async def get_warm() -> None:
     global warm_at
+    await asyncio.sleep(START.get("ready_after", 0))
+    while not Path(START.get("ready_when", "/")).exists():
+        await asyncio.sleep(0.01)
     warm_at = time.time()
 
 
@@ -134,7 +142,7 @@ async def respond(
     reader: asyncio.StreamReader,
     writer: asyncio.StreamWriter,
 ) -> None:
-    global probes
+    global probes, at_once, most_at_once
     if path == "/health":
         probes += bool(warm_at)
         return await send(writer, 200 if warm_at else 503, "text/plain", b"")
@@ -143,11 +151,17 @@ async def respond(
         return await send(writer, 503 if "scheduler_hangs" in START else 200, "text/plain", b"")
     if path == "/requests":
         return await send(writer, 200, "application/json", told())
+    if START.get("vocabulary") and isinstance(body, dict) and "token_ids_logprob" in body:
+        requests.append({"method": method, "path": path, "headers": headers, "body": body, "end": "answered"})
+        refusal = {"error": {"message": f"out-of-vocabulary; valid range is [0, {START['vocabulary']})."}}
+        return await send(writer, 400, "application/json", json.dumps(refusal).encode())
     seen = {"method": method, "path": path, "headers": headers, "body": body, "end": "running"}
     requests.append(seen)
     script = body.get("script", {}) if isinstance(body, dict) else {}
     if "first" in script and starts() == script.get("life", 1):
         script = script["first"]
+    at_once += 1
+    most_at_once = max(most_at_once, at_once)
     answering = asyncio.create_task(answer(path, body, script, writer))
     closed = asyncio.create_task(reader.read(1))  # the worker sends nothing more until it has its answer
     await asyncio.wait({answering, closed}, return_when=asyncio.FIRST_COMPLETED)
@@ -155,6 +169,7 @@ async def respond(
     answering.cancel()
     closed.cancel()
     await asyncio.gather(answering, closed, return_exceptions=True)
+    at_once -= 1
     seen["end"] = "aborted" if gone else "answered"
     if gone:
         raise ConnectionError
@@ -168,6 +183,7 @@ def told() -> bytes:
             "warm_at": warm_at,
             "requests": requests,
             "probes": probes,
+            "most_at_once": most_at_once,
             "strays": strays,
             "hf_token": os.environ.get("HF_TOKEN"),
         }
