@@ -21,7 +21,7 @@ def _cause(pattern: str, what: str, advice: str) -> Cause:
 
 
 # The words are those of SGLang 0.5.23, PyTorch 2.x, huggingface_hub 1.x, transformers 5.x and the CUDA runtime. The
-# first that matches counts: what is narrower stands before what is wider.
+# first match counts, so that narrow patterns stand before wide ones.
 CAUSES = (
     _cause(
         r"NVIDIA driver on your system is too old|driver version is insufficient|forward compatibility was attempted"

@@ -131,10 +131,10 @@ def _all_numbered(files: set[str]) -> bool:
 
 
 class DownloadWatch:
-    """How a download gets on, seen from outside: by what grows in the model's folder."""
+    """How a download is getting on, seen from outside: by what grows in the model's folder."""
 
     def __init__(self, repository: str, revision: str | None, cache: Path, environ: Mapping[str, str]) -> None:
-        """environ: HF_ENDPOINT and HF_TOKEN, to ask the hub once how large the model is."""
+        """environ: for HF_ENDPOINT and HF_TOKEN. The hub is asked once how large the model is."""
         self._repository = repository
         self._revision = revision
         self._cache = cache
@@ -146,14 +146,14 @@ class DownloadWatch:
         self._has_asked = False
 
     async def tell(self, say: Callable[[str], object]) -> None:
-        """Say how far it is, every PROGRESS_SECONDS in which something has come; return when the model is whole."""
+        """Say how far it has got, every PROGRESS_SECONDS if more has come; return when the model is whole."""
         while not find_model(self._repository, self._revision, [self._cache]):
             if said := await self.progress():
                 say(said)
             await asyncio.sleep(PROGRESS_SECONDS)
 
     async def progress(self) -> str | None:
-        """A sentence on how far it is, None where nothing has come since the last call. Takes 5 s at most."""
+        """A sentence on how far it has got; None if nothing has come since the last call. Takes 5 s at most."""
         now, done = time.monotonic(), sum(self._sizes())
         if self._began is None:
             self._began = now, done

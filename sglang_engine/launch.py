@@ -15,7 +15,7 @@ from sglang_engine.options import masked, secrets_of, values_of, with_value
 
 @dataclass(frozen=True)
 class Setting:
-    """A variable that counts, its value, and where it came from: `default`, `image`, `preset …` or `environment`."""
+    """A variable in effect, its value, and where it came from: `default`, `image`, `preset …` or `environment`."""
 
     name: str
     value: str
@@ -30,7 +30,7 @@ class Launch:
     """SGLang's launch arguments, after `python -m sglang.launch_server`."""
 
     settings: tuple[Setting, ...]
-    """The variables that they come from."""
+    """The variables that the arguments come from."""
 
     host: str
     port: int
@@ -64,7 +64,7 @@ class Launch:
 
     @property
     def is_offline(self) -> bool:
-        """Whether the engine needs nothing from the hub: then no start asks it for anything."""
+        """Whether the engine needs nothing from the hub, and so starts without asking it."""
         return not self.models
 
     @property
@@ -73,7 +73,7 @@ class Launch:
         return url_of(self.host, self.port)
 
     def download_watch(self, environ: Mapping[str, str]) -> DownloadWatch | None:
-        """A watch on the download of the model, None where none is needed."""
+        """What watches the model's download; None if there is nothing to download."""
         model = next((model for model in self.models if model.flag == "--model-path"), None)
         if model is None:
             return None
@@ -91,4 +91,6 @@ class Launch:
     def child_environ(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The engine's environment: ours, with a `/health` that does not generate tokens but still means warm."""
         offline = {"HF_HUB_OFFLINE": "1"} if self.is_offline else {}
-        return {**environ, **offline, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+        # SGLang looks this often whether the caller of an unstreamed request is still there; its own default is 4 s.
+        hang_ups = {"SGLANG_REQUEST_STATE_WAIT_TIMEOUT": "1"}
+        return {**hang_ups, **environ, **offline, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}

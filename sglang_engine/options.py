@@ -1,7 +1,7 @@
 """The launch options of SGLang as environment variables: the table, how a value becomes words of a command line, and
 which words of one belong to which option.
 
-The table is sglang_options.json: one row an option of the pinned SGLang, made by scripts/update-options from SGLang's
+The table is sglang_options.json: one row per option of the pinned SGLang, made by scripts/update-options from SGLang's
 own parser.
 """
 
@@ -67,7 +67,7 @@ class Option:
     choices: tuple[str, ...] | None = None
     aliases: tuple[str, ...] = ()
     may_be_empty: bool = False
-    """Whether a list without any value is accepted."""
+    """Whether an empty list is accepted."""
 
     @property
     def is_secret(self) -> bool:
@@ -159,7 +159,7 @@ def load() -> tuple[Option, ...]:
 
 
 def sglang_version() -> str:
-    """The version of SGLang that the table is of."""
+    """The version of SGLang that the table describes."""
     version: str = _table()["sglang"]
     return version
 
@@ -181,7 +181,7 @@ def flag_of(name: str) -> str:
 
 
 def option_of(flag: str) -> Option | None:
-    """The option of a flag as argparse reads it: any spelling, or the beginning of just one."""
+    """The option of a flag as argparse reads it: any spelling, or the beginning of one if no other begins so."""
     flags = _flags()
     if flag in flags or not flag.startswith("--"):
         return flags.get(flag)
@@ -198,7 +198,7 @@ def values_of(words: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def with_value(words: list[str], flag: str, value: str) -> list[str]:
-    """The words with another value for a flag, whatever its spelling there."""
+    """The words with the value of a flag replaced, however the flag is spelt there."""
     changed: list[str] = []
     is_value = False
     for word in words:
@@ -274,7 +274,7 @@ _CHECKS: dict[Type, Callable[[str], Any]] = {
 
 
 def _normal(kind: Type, value: str) -> str:
-    """A choice as SGLang's parser compares it: after its type's conversion."""
+    """A choice as SGLang's parser compares it: converted to its type."""
     try:
         return str(int(value)) if kind is Type.INTEGER else value
     except ValueError:

@@ -73,7 +73,7 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
 
 
 def distance(one: str, other: str, most: int) -> int:
-    """How many letters to add, drop, change or swap with their neighbour make one the other; over `most`, any more."""
+    """How many letters must be added, dropped, changed or swapped to turn one into the other; `most` + 1 where more."""
     before: list[int] = []
     last = list(range(len(other) + 1))
     for row, letter in enumerate(one, start=1):
