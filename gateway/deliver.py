@@ -93,8 +93,8 @@ class Upstream:
                             raise AnswerCutOffError(f"the answer was cut off: {reason}") from error
         finally:
             self._supervisor.suspects.clear(ticket)
-        cause = "; it is the likely cause" if ticket.is_likely_cause else ""
-        raise UnavailableError(f"the engine died under this job, and again when it was sent once more{cause}: {reason}")
+        cause = "; the job is the likely cause" if ticket.is_likely_cause else ""
+        raise UnavailableError(f"the engine died under this job, and again when it was sent once more: {reason}{cause}")
 
     async def _forward(self, request: UpstreamRequest, exchange: Exchange) -> AsyncGenerator[Output, None]:
         async with self._send(request) as answer:

@@ -1,4 +1,4 @@
-"""What the engine answers: a stream of events, batched, or one JSON answer; and the failures in the guise of either."""
+"""What the engine answers: a stream of events, batched, or one JSON answer; and the failures under the guise of either."""
 
 from __future__ import annotations
 

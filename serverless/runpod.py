@@ -252,8 +252,8 @@ class Heart:
     """Reports this worker alive to the platform, from a process of its own that ends with this one.
 
     The SDK's own start_ping would let the heart of a killed worker beat on, and would not notice one that stops. Here a
-    keeper process, forked before this process has threads or sockets, starts the heartbeat again whenever it dies; the
-    worker itself looks after the keeper.
+    keeper process, forked before this process has connections, starts the heartbeat again whenever it dies; the worker
+    itself looks after the keeper.
     """
 
     def __init__(self) -> None:

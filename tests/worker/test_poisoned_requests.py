@@ -33,7 +33,7 @@ async def test_poisoned_requests_fail_alone_and_the_worker_goes_on(platform: Pla
             await asyncio.gather(*(job.taken() for job in innocent))
             poison = platform.queue.submit(POISON)
             error = error_of(await poison.finished(60))
-            assert "it is the likely cause" in error["message"]
+            assert "the job is the likely cause" in error["message"]
             assert f"job {poison.id}: " in worker.log
             assert [(await job.finished(60)).state for job in innocent] == [JobState.COMPLETED] * 3
         assert (await platform.answer({"messages": HELLO})).state is JobState.COMPLETED
