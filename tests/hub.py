@@ -1,6 +1,7 @@
 """Hugging Face's hub, as far as a download needs it: one model from a folder, under any name that it is told.
 
-What it was asked is in `requests`: (method, path, Range header). `seconds_per_file` slows each file down.
+What it was asked is in `requests`: (method, path, Range header). `seconds_per_file` slows each file down; the file that
+`holds_back` names is sent to its half, and no further until that is changed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class Hub:
     repository: str
     folder: Path
     seconds_per_file: float = 0.0
+    holds_back: str = ""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
 
     def files(self) -> list[Path]:
@@ -64,7 +66,10 @@ class Hub:
                 return Response(headers=headers | {"Content-Length": str(size)})
             begin = int((request.headers.get("range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
             headers["Content-Length"] = str(size - begin)
-            return StreamingResponse(self._content(path, begin), 206 if begin else 200, headers=headers)
+            status = 206 if begin else 200
+            if begin:
+                headers["Content-Range"] = f"bytes {begin}-{size - 1}/{size}"
+            return StreamingResponse(self._content(path, begin), status, headers=headers)
 
         return app
 
@@ -76,6 +81,8 @@ class Hub:
         step = max(1, len(data) // PIECES)
         for position in range(0, len(data), step):
             await asyncio.sleep(self.seconds_per_file / PIECES)
+            while self.holds_back == path.name and position >= len(data) // 2:
+                await asyncio.sleep(0.05)
             yield data[position : position + step]
 
 

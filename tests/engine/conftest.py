@@ -1,4 +1,4 @@
-"""The real SGLang on a CPU, serving the tiny GLM: started once, through the whole worker, for all tests here."""
+"""The real SGLang on a CPU, serving the tiny GLM: started twice for all tests here, once in each mode of the worker."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from scripts.worker_process import (
     until_api_is_ready,
 )
 from sglang_engine.posix import is_alive
+from tests.waiting import until
 
 
 @pytest.fixture(scope="package")
@@ -59,5 +60,9 @@ async def api() -> AsyncIterator[Api]:
     try:
         await until_api_is_ready(url, worker, 180)
         yield Api(worker, url)
+        processes = [*worker.engine_pids(), *worker.children()]
+        assert len(processes) > 4
+        worker.process.kill()
+        await until(lambda: not any(map(is_alive, processes)), 5)  # a killed worker leaves no process
     finally:
         await worker.stop()

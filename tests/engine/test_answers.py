@@ -12,7 +12,7 @@ from local_runpod import JobState
 from scripts.worker_process import Platform, Worker
 from tests.answers import events_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 1")]
+pytestmark = pytest.mark.anyio
 
 Answer = tuple[str, str | None, tuple[tuple[str, dict[str, str]], ...]]
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.engine.conftest import Api
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 2")]
+pytestmark = pytest.mark.anyio
 
 ENDLESS = {"prompt": "Count: ", "max_tokens": 3500, "ignore_eos": True, "temperature": 0}  # many seconds' worth
 SECONDS = 30.0  # by far more than anything here takes

@@ -19,7 +19,7 @@ from scripts.worker_process import REPOSITORY, start_worker
 from sglang_engine.hub import find_model
 from tests.hub import Hub
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 2")]
+pytestmark = pytest.mark.anyio
 
 MODEL = "tiny/glm"
 JOB = json.dumps({"input": conversation("greeting_without_thinking").request()})

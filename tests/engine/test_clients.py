@@ -17,7 +17,7 @@ import pytest
 from scripts.worker_process import REPOSITORY
 from tests.engine.conftest import Api
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 2")]
+pytestmark = pytest.mark.anyio
 
 DEPLOYED = "https://api.runpod.ai/v2"
 SECONDS = 120

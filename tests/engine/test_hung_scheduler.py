@@ -14,7 +14,7 @@ from local_runpod import JobState
 from scripts.worker_process import running_platform, running_worker
 from sglang_engine.posix import is_alive, name_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 1")]
+pytestmark = pytest.mark.anyio
 
 LONG = {"text": "Count: ", "sampling_params": {"max_new_tokens": 1000, "ignore_eos": True}}
 

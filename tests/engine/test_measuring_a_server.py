@@ -12,7 +12,7 @@ from benchmarks.report import Table, plot
 from scripts.worker_process import REPOSITORY
 from tests.engine.conftest import Api
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 2")]
+pytestmark = pytest.mark.anyio
 
 
 async def bench(*arguments: str) -> tuple[int | None, str, str]:

@@ -15,7 +15,7 @@ from scripts.notebook import NOTEBOOK, execute
 from scripts.worker_process import REPOSITORY
 from tests.engine.conftest import Api
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 2")]
+pytestmark = pytest.mark.anyio
 
 
 async def test_notebook_runs_top_to_bottom(api: Api) -> None:

@@ -19,7 +19,7 @@ from playwright.async_api import Page, Route, async_playwright, expect
 from embedded.conversations import conversation
 from tests.engine.conftest import Api
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 2")]
+pytestmark = pytest.mark.anyio
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SECONDS = 1000.0  # in milliseconds

@@ -17,7 +17,7 @@ from embedded.conversations import conversation
 from embedded.environment import engine_environment
 from scripts.worker_process import REPOSITORY, SCRIPTED_ENGINE, clean_environment, free_port
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 1")]
+pytestmark = pytest.mark.anyio
 
 ENGINE = [sys.executable, str(REPOSITORY / "engine.py")]
 

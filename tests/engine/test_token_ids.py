@@ -8,7 +8,7 @@ from local_runpod import JobState
 from scripts.worker_process import Platform, Worker
 from tests.answers import error_of
 
-pytestmark = [pytest.mark.anyio, pytest.mark.xdist_group("engine 1")]
+pytestmark = pytest.mark.anyio
 
 
 @pytest.mark.parametrize(
