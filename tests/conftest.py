@@ -13,7 +13,7 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 settings.register_profile("untimed", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
-# Modules that share the engine of the fixture `worker`, or start some beside it. The others with a real engine, API mode
+# Modules that share the engine of the fixture `worker`, or start some beside it. Others with a real engine, API mode
 # among them, are a second group: two of them start at a time, and no more.
 WITH_THE_WORKER = ("answers", "crash", "errors", "hung_scheduler", "serving_alone", "token_ids")
 # What `scripts/test` begins with, as what comes last runs alone: real engines, then the longest modules.
