@@ -20,7 +20,6 @@ import json
 import logging
 import multiprocessing
 import os
-import resource
 import signal
 import stat
 import time
@@ -68,6 +67,7 @@ POST_TIMEOUT = aiohttp.ClientTimeout(60)
 
 # Between the end of a heartbeat and the next.
 HEART_PAUSE_SECONDS = 1.0
+JOIN_SECONDS = 1.0
 
 # The heartbeat tells of the jobs in progress every few seconds (rp_ping.py); it is told of changes after so long. The
 # SDK itself lists all jobs anew whenever one begins or ends.
@@ -285,7 +285,7 @@ async def _ended(process: multiprocessing.Process) -> None:
         await ended.wait()
     finally:
         loop.remove_reader(process.sentinel)
-    process.join()
+    process.join(JOIN_SECONDS)
 
 
 def _keep_beating(mirror: Any) -> None:
@@ -308,7 +308,7 @@ def _close_sockets() -> None:
 
     Pipes stay: the end of one of them is how the worker learns that this process has ended (`Process.sentinel`).
     """
-    for descriptor in range(3, resource.getrlimit(resource.RLIMIT_NOFILE)[0]):
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):
             if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
                 os.close(descriptor)
