@@ -171,27 +171,26 @@ async def test_key_is_needed_for_all_but_the_page_and_taken_in_any_case() -> Non
         assert (await api.http.get("/")).status_code == 200
 
 
-async def test_callers_that_wait_at_a_stop_are_told_at_once_and_running_jobs_finish() -> None:
+async def test_callers_that_wait_at_a_stop_are_told_at_once_and_running_jobs_go_on() -> None:
     async with running_api("--rp_api_concurrency", "1") as api:
-        chat = {"messages": HELLO, "script": {"pause": 4}}
-        running = asyncio.create_task(api.http.post("/openai/v1/chat/completions", json=chat))
-        async with asyncio.timeout(SECONDS):
-            while (await api.http.get("/health")).json()["jobs"]["inProgress"] < 1:
-                await asyncio.sleep(0.02)
-        openai_call = asyncio.create_task(api.http.post("/openai/v1/chat/completions", json={"messages": HELLO}))
-        runsync = asyncio.create_task(api.http.post("/runsync", json={"input": {"messages": HELLO}}))
-        async with asyncio.timeout(SECONDS):
-            while (await api.http.get("/health")).json()["jobs"]["inQueue"] < 2:
-                await asyncio.sleep(0.02)
-        api.worker.process.send_signal(signal.SIGTERM)
-        answer, report = await openai_call, (await runsync).json()
-        assert not running.done()
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
-        assert "the worker is stopping" in answer.json()["error"]["message"]
-        assert report["status"] == "FAILED"
-        assert "the worker is stopping" in report["error"]
-        late = await api.http.post("/run", json={"input": {"messages": HELLO}})
-        assert (late.status_code, late.headers["retry-after"]) == (503, "5")
-        assert (await running).json()["echo"]["messages"] == HELLO
+        endless = {"messages": HELLO, "stream": True, "script": {"events": 100_000, "pause": 0.05}}
+        async with api.http.stream("POST", "/openai/v1/chat/completions", json=endless) as running:
+            events = running.aiter_lines()
+            await anext(events)
+            openai_call = asyncio.create_task(api.http.post("/openai/v1/chat/completions", json={"messages": HELLO}))
+            runsync = asyncio.create_task(api.http.post("/runsync", json={"input": {"messages": HELLO}}))
+            async with asyncio.timeout(SECONDS):
+                while (await api.http.get("/health")).json()["jobs"]["inQueue"] < 2:
+                    await asyncio.sleep(0.02)
+            api.worker.process.send_signal(signal.SIGTERM)
+            answer, report = await openai_call, (await runsync).json()
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            assert "the worker is stopping" in answer.json()["error"]["message"]
+            assert report["status"] == "FAILED"
+            assert "the worker is stopping" in report["error"]
+            late = await api.http.post("/run", json={"input": {"messages": HELLO}})
+            assert (late.status_code, late.headers["retry-after"]) == (503, "5")
+            for _ in range(20):
+                assert "the worker is stopping" not in await anext(events)
         assert await api.worker.exit_code() == 0
         assert "Traceback" not in api.worker.log
