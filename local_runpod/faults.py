@@ -15,15 +15,21 @@ class Faults:
     refusals: status codes to answer the next calls of a route with, by route name (`job-take`, `job-stream`, …), used
         up from the front.
     stalls: seconds by which the next calls of a route are held up before anything is done, by route name.
+    nonsense: bodies to answer the next takes with, as JSON text, in place of jobs.
+    is_away: whether every call is refused with 503.
     """
 
     latency_seconds: float = 0.0
     refusals: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     stalls: defaultdict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
+    nonsense: list[str] = field(default_factory=list)
+    is_away: bool = False
 
     async def apply(self, route: str) -> int | None:
         """Wait as long as this call must; return the status to refuse it with, None to serve it."""
         stall = self.stalls[route].pop(0) if self.stalls[route] else 0.0
         if seconds := self.latency_seconds + stall:
             await asyncio.sleep(seconds)
+        if self.is_away:
+            return 503
         return self.refusals[route].pop(0) if self.refusals[route] else None

@@ -31,7 +31,7 @@ def worker_side(
             raise HTTPException(401, "this address is for workers with a key")
         route = request.url.path.split("/")[3]
         if status := await faults.apply(route):
-            raise HTTPException(status, f"{route} is told to refuse")
+            raise _refusal(request, status)
 
     router = APIRouter(dependencies=[Depends(admit)], include_in_schema=False)
 
@@ -49,6 +49,8 @@ def worker_side(
 
     @router.get("/job-take-batch/{worker_id}", response_model=None)
     async def job_take_batch(request: Request, worker_id: str, batch_size: int = 1) -> Response:
+        if faults.nonsense:
+            return _json(faults.nonsense.pop(0))
         jobs = await take(request, worker_id, batch_size)
         return _json(f"[{', '.join(map(_for_worker, jobs))}]") if jobs else Response(status_code=204)
 
@@ -73,6 +75,11 @@ def worker_side(
         return {}
 
     return router
+
+
+def _refusal(request: Request, status: int) -> HTTPException:
+    elsewhere = {"Location": f"{request.url.path}/elsewhere"} if 300 <= status < 400 else None
+    return HTTPException(status, "this route is told to refuse", elsewhere)
 
 
 async def _add_output(queue: JobQueue, job: Job, request: Request) -> None:

@@ -1,13 +1,14 @@
 """The soak: the worker between a bad platform and an engine that crashes every minute, and what became of each job.
 
-The worker is the real one, a process of its own with RunPod's SDK; platform and engine are this repository's stand-ins,
-told to misbehave.
+The worker is the real one, a process of its own with RunPod's SDK, whose log nobody reads; platform and engine are this
+repository's stand-ins, told to misbehave. In the middle the platform is away for five minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import signal
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from local_runpod import Job, JobState
+from local_runpod import Job, JobState, RawJson
 from scripts.worker_process import Platform, Worker, running_platform, running_worker
 from sglang_engine.posix import is_alive
 
@@ -27,12 +28,18 @@ AT_ONCE = 40  # jobs that are under way at any time
 WARM_UP_SECONDS = 180.0  # of the same, before memory and descriptors are counted for the first time
 CRASH_SECONDS = 60.0
 JOB_SECONDS = 180.0  # a client waits no longer for a job that was taken; what becomes of it is looked up at the end
+OUTAGE_SECONDS = 300.0
 STALL_SECONDS = 70.0  # above the worker's own time-out for a post
 IDLE_SECONDS = STALL_SECONDS + 10  # after which nothing is under way any more, and no connection is kept
 EXIT_SECONDS = 150.0  # above SHUTDOWN_TIMEOUT_SECONDS
 MOST_GROWTH = 0.05
 FAULTS = ("lost", "answered twice")
+NONSENSE = ("{}", "null", "[]", "[null]", '{"id": ""}', '[{"input": 1}]', "5")
 HELLO = [{"role": "user", "content": "Hello"}]
+# As text, so that only the worker has to read it.
+NINETEEN_MEGABYTES = RawJson(
+    json.dumps({"messages": HELLO, "script": {"answer": {"read": True}}, "numbers": list(range(100_000, 2_200_000))})
+)
 
 
 @dataclass
@@ -74,16 +81,24 @@ async def soak(seconds: float) -> int:
     """One run. Returns the exit code."""
     environment = {"ENGINE_MAX_RESTARTS": "1000000", "ENGINE_RESTART_WINDOW_SECONDS": "30"}
     warm_up, counts = Counts(), Counts()
+    unread, log = os.pipe()  # nobody reads what the worker says
+    engine = {"child": True, "scheduler": True}
     async with running_platform() as platform:
-        async with running_worker(platform, environment, engine={"child": True, "scheduler": True}) as worker:
-            print(f"warming up for {WARM_UP_SECONDS / 60:g} minutes, then soaking for {seconds / 60:g}", flush=True)
+        async with running_worker(platform, environment, engine=engine, stdout=log, stderr=log) as worker:
+            warming, soaking, away = (each / 60 for each in (WARM_UP_SECONDS, seconds, OUTAGE_SECONDS))
+            print(f"warming up for {warming:g} minutes, soaking for {soaking:g}, an outage of {away:g} in between")
+            sys.stdout.flush()
             await disturbed_load(platform, worker, warm_up, WARM_UP_SECONDS)
             before = Resources.of(worker)
-            await disturbed_load(platform, worker, counts, seconds)
+            outage = asyncio.create_task(an_outage(platform, counts, after_seconds=seconds / 2))
+            await disturbed_load(platform, worker, counts, seconds + OUTAGE_SECONDS)
+            await outage
             after = Resources.of(worker)
             processes = [*worker.children(), *worker.engine_pids()]
             worker.process.terminate()
             exit_code = await worker.exit_code(EXIT_SECONDS)
+        os.close(log)
+        os.close(unread)
         left = sum(map(is_alive, processes))
         counts.late += warm_up.late
         counts.ends.update(end_of(job) for job in counts.late)
@@ -103,8 +118,18 @@ async def disturbed_load(platform: Platform, worker: Worker, counts: Counts, sec
     await asyncio.gather(*breaking, return_exceptions=True)
     platform.faults.stalls.clear()
     platform.faults.refusals.clear()
+    platform.faults.nonsense.clear()
     platform.faults.latency_seconds = 0.0
     await asyncio.sleep(IDLE_SECONDS)
+
+
+async def an_outage(platform: Platform, counts: Counts, *, after_seconds: float) -> None:
+    """Be away for OUTAGE_SECONDS."""
+    await asyncio.sleep(after_seconds)
+    platform.faults.is_away = True
+    await asyncio.sleep(OUTAGE_SECONDS)
+    platform.faults.is_away = False
+    counts.platform_errors["outage"] += 1
 
 
 async def load(platform: Platform, counts: Counts, seconds: float) -> None:
@@ -165,6 +190,7 @@ KINDS = {
     "streamed": (40, streamed),
     "short": (35, short),
     "bad": (12, bad),
+    "of 19 MB": (0.1, lambda _: NINETEEN_MEGABYTES),
     "cancelled": (13, lambda rng: {**streamed(rng), "script": {"events": 200, "pause": 0.02}}),
 }
 
@@ -204,7 +230,10 @@ async def disturb_the_platform(platform: Platform, counts: Counts) -> None:
             faults.stalls[route].append(STALL_SECONDS)
             counts.platform_errors["time-out"] += 1
             continue
-        status = rng.choice([429, 500, 502, 503])
+        if rng.random() < 0.1:
+            faults.nonsense.append(rng.choice(NONSENSE))
+            counts.platform_errors["nonsense"] += 1
+        status = rng.choice([429, 500, 502, 503, 302, 307])
         if route != "job-take-batch" or status != 429 or rng.random() < 0.2:  # costs the worker 5 s of taking
             faults.refusals[route].append(status)
             counts.platform_errors[str(status)] += 1
