@@ -6,6 +6,7 @@ The SDK posts JSON under a form's content type, so bodies are parsed here whatev
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from hmac import compare_digest
 from typing import Any
 
@@ -25,15 +26,7 @@ def worker_side(
 ) -> APIRouter:
     """The routes over a queue. worker_key: what workers must send as `?key=`, None to let in everyone."""
 
-    async def admit(request: Request) -> None:
-        shown = request.query_params.get("key", "").encode("utf-8", "replace")
-        if worker_key is not None and not compare_digest(shown, worker_key.encode()):
-            raise HTTPException(401, "this address is for workers with a key")
-        route = request.url.path.split("/")[3]
-        if status := await faults.apply(route):
-            raise _refusal(request, status)
-
-    router = APIRouter(dependencies=[Depends(admit)], include_in_schema=False)
+    router = APIRouter(dependencies=[Depends(_gate(faults, worker_key))], include_in_schema=False)
 
     async def take(request: Request, worker_id: str, most: int) -> list[Job]:
         with queue.polled_by(worker_id):
@@ -75,6 +68,20 @@ def worker_side(
         return {}
 
     return router
+
+
+def _gate(faults: Faults, worker_key: str | None) -> Callable[[Request], Awaitable[None]]:
+    """What every call passes: the workers' key, then what goes wrong on demand."""
+
+    async def admit(request: Request) -> None:
+        shown = request.query_params.get("key", "").encode("utf-8", "replace")
+        if worker_key is not None and not compare_digest(shown, worker_key.encode()):
+            raise HTTPException(401, "this address is for workers with a key")
+        route = request.url.path.split("/")[3]
+        if status := await faults.apply(route):
+            raise _refusal(request, status)
+
+    return admit
 
 
 def _refusal(request: Request, status: int) -> HTTPException:
