@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ CHAT = {"messages": [{"role": "user", "content": "Hello, 21 °C 👋"}]}
 async def run(*arguments: str, folder: Path, **more: Any) -> tuple[int, str, str]:
     """Exit code, standard output and log of one run."""
     worker = await start_worker(None, arguments=arguments, folder=folder, stdout=subprocess.PIPE, **more)
-    output, _ = await asyncio.wait_for(worker.process.communicate(), 30)
+    try:
+        output, _ = await asyncio.wait_for(worker.process.communicate(), 30)
+    finally:
+        with suppress(ProcessLookupError):
+            worker.process.kill()
     return worker.process.returncode or 0, output.decode(), worker.log
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -11,9 +10,10 @@ from typing import Any
 import pytest
 
 from local_runpod import JobState
-from scripts.worker_process import Platform, running_worker, start_worker
+from scripts.worker_process import Platform, running_platform, running_worker, start_worker
 from sglang_engine.posix import is_alive
 from tests.answers import error_of, events_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -25,7 +25,6 @@ NOT_FINISHED = "the worker stopped before this job was finished"
 @pytest.fixture(autouse=True)
 async def quick_platform(platform: Platform) -> AsyncIterator[None]:
     yield
-    platform.faults.latency_seconds = 0.0
     platform.faults.refusals.clear()
 
 
@@ -48,8 +47,8 @@ async def test_idle_worker_is_gone_within_5_s_with_all_its_processes(
 async def test_stopping_worker_finishes_what_is_in_flight(platform: Platform, number: signal.Signals) -> None:
     async with running_worker(platform) as worker:
         jobs = [
-            platform.queue.submit({"messages": HELLO, "stream": True, "script": {"events": 30, "pause": 0.1}}),
-            platform.queue.submit({"messages": HELLO, "script": {"pause": 2.5}}),
+            platform.queue.submit({"messages": HELLO, "stream": True, "script": {"events": 20, "pause": 0.1}}),
+            platform.queue.submit({"messages": HELLO, "script": {"pause": 2}}),
         ]
         await jobs[0].streamed(1, 10)
         worker.process.send_signal(number)
@@ -58,19 +57,19 @@ async def test_stopping_worker_finishes_what_is_in_flight(platform: Platform, nu
         assert events_of(jobs[0].stream)[-1] == "[DONE]"
 
 
-async def test_job_that_a_poll_brings_while_the_worker_stops_is_answered(platform: Platform) -> None:
-    async with running_worker(platform) as worker:
+async def test_job_that_a_poll_brings_while_the_worker_stops_is_answered() -> None:
+    async with running_platform(long_poll_seconds=60) as platform, running_worker(platform) as worker:
         first = platform.queue.submit({"messages": HELLO, "script": {"pause": 4}})
-        await asyncio.sleep(0.5)  # it runs, and the next poll is in flight
+        await first.taken()
+        await until(lambda: platform.queue.workers()["ready"])  # the next poll is in flight
         worker.process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(2.5)
-        brought, late = (platform.queue.submit({"messages": HELLO}) for _ in range(2))
+        await until(lambda: "told to stop" in worker.log)
+        brought = platform.queue.submit({"messages": HELLO})
         assert (await brought.finished(10)).state is JobState.COMPLETED
+        late = platform.queue.submit({"messages": HELLO})
         assert await worker.exit_code() == 0
         assert first.state is JobState.COMPLETED
-        assert late.state in (JobState.IN_QUEUE, JobState.COMPLETED), "no poll follows that one"
-        if late.state is JobState.IN_QUEUE:
-            platform.queue.cancel(late)
+        assert late.state is JobState.IN_QUEUE, "no poll follows that one"
 
 
 async def test_stopping_worker_reports_what_it_cannot_finish(platform: Platform) -> None:
@@ -89,12 +88,9 @@ async def test_stopping_worker_reports_what_it_cannot_finish(platform: Platform)
 
 async def test_result_on_its_way_when_the_time_is_up_is_not_cut(platform: Platform) -> None:
     async with running_worker(platform, {"SHUTDOWN_TIMEOUT_SECONDS": "0.5"}) as worker:
-        platform.faults.latency_seconds = 2.0
+        platform.faults.stalls["job-done"] = [2.0]
         job = platform.queue.submit({"messages": HELLO})
-        async with asyncio.timeout(10):
-            while len(await worker.engine_requests()) < 2:
-                await asyncio.sleep(0.02)
-        await asyncio.sleep(2.2)  # the output has been posted, the result is on its way
+        await until(lambda: not platform.faults.stalls["job-done"])  # the result is on its way
         assert await worker.stop() == 0
         assert (job.state, job.answers) == (JobState.COMPLETED, 1)
 
@@ -105,7 +101,7 @@ async def test_second_signal_hurries(platform: Platform) -> None:
         await job.streamed(1, 10)
         began = time.monotonic()
         worker.process.send_signal(signal.SIGINT)
-        await asyncio.sleep(0.5)
+        await until(lambda: "told to stop" in worker.log)
         worker.process.send_signal(signal.SIGINT)
         assert await worker.exit_code() == 0
         assert time.monotonic() - began < 8
@@ -114,9 +110,7 @@ async def test_second_signal_hurries(platform: Platform) -> None:
 
 async def test_worker_told_to_stop_while_the_engine_loads_is_gone_at_once(platform: Platform) -> None:
     worker = await start_worker(platform, engine={"ready_after": 600})
-    async with asyncio.timeout(10):
-        while "starting the engine" not in worker.log:
-            await asyncio.sleep(0.05)
+    await until(lambda: "starting the engine" in worker.log)
     began = time.monotonic()
     assert await worker.stop() == 0
     assert time.monotonic() - began < 5

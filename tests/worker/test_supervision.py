@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from sglang_engine.process import Engine
 from sglang_engine.settings import EngineSettings
 from sglang_engine.supervisor import State, Supervisor
 from tests.answers import error_of, events_of
+from tests.waiting import ENOUGH_SECONDS, until
 
 pytestmark = pytest.mark.anyio
 
@@ -38,15 +40,13 @@ def kill_engine(worker: Worker) -> None:
 
 async def until_asked(worker: Worker, count: int) -> None:
     """Until the engine has been asked this many things since it started; a worker's first job is one of them."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ENOUGH_SECONDS):
         while len(await worker.engine_requests()) < count:
             await asyncio.sleep(0.02)
 
 
 async def until_started(worker: Worker, count: int) -> None:
-    async with asyncio.timeout(20):
-        while len(worker.engine_starts()) < count:
-            await asyncio.sleep(0.02)
+    await until(lambda: len(worker.engine_starts()) >= count)
 
 
 @pytest.fixture
@@ -111,8 +111,10 @@ async def test_job_is_sent_again_only_once(platform: Platform) -> None:
         assert len(worker.engine_starts()) == 3
 
 
-async def test_no_job_is_taken_while_the_engine_is_down_and_all_are_answered_after(platform: Platform) -> None:
-    async with running_worker(platform, engine=[{}, {"ready_after": 2}]) as worker:
+async def test_no_job_is_taken_while_the_engine_is_down_and_all_are_answered_after(
+    platform: Platform, tmp_path: Path
+) -> None:
+    async with running_worker(platform, engine=[{}, {"ready_when": str(tmp_path / "go")}]) as worker:
         kill_engine(worker)
         await until_started(worker, 2)
         jobs = []
@@ -121,6 +123,7 @@ async def test_no_job_is_taken_while_the_engine_is_down_and_all_are_answered_aft
             await asyncio.sleep(0.1)
         # The poll that was in flight when the engine died may bring one; that one waits.
         assert [job.state for job in jobs[1:]] == [JobState.IN_QUEUE] * 4
+        (tmp_path / "go").touch()
         for job in jobs:
             assert (await job.finished(20)).state is JobState.COMPLETED
 
@@ -262,25 +265,34 @@ async def test_jobs_that_wait_for_the_engine_are_limited(platform: Platform) -> 
                 assert error["message"] == "the engine restarts, and 1 jobs wait for it already (MAX_WAITING_JOBS)"
 
 
-async def test_job_cancelled_while_it_waits_for_the_engine_is_not_sent_again(platform: Platform) -> None:
-    async with running_worker(platform, engine=[{}, {"ready_after": 2}]) as worker:
+async def test_job_cancelled_while_it_waits_for_the_engine_is_not_sent_again(
+    platform: Platform, tmp_path: Path
+) -> None:
+    async with running_worker(platform, engine=[{}, {"ready_when": str(tmp_path / "go")}]) as worker:
         cancelled, kept = (platform.queue.submit(STUCK_AT_FIRST) for _ in range(2))
         await until_asked(worker, 3)
         kill_engine(worker)
         await until_started(worker, 2)
         platform.queue.cancel(cancelled)
+        await until(lambda: f"job {cancelled.id}: stopped by the platform" in worker.log)
+        (tmp_path / "go").touch()
         assert (await kept.finished(20)).state is JobState.COMPLETED
         assert len(await worker.engine_requests()) == 1
         assert cancelled.answers == 0
 
 
-async def test_worker_told_to_stop_during_a_restart_still_answers_what_it_has(platform: Platform) -> None:
-    async with running_worker(platform, engine=[{}, {"ready_after": 1.5}]) as worker:
+async def test_worker_told_to_stop_during_a_restart_still_answers_what_it_has(
+    platform: Platform, tmp_path: Path
+) -> None:
+    async with running_worker(platform, engine=[{}, {"ready_when": str(tmp_path / "go")}]) as worker:
         job = platform.queue.submit(STUCK_AT_FIRST)
         await until_asked(worker, 2)
         kill_engine(worker)
         await until_started(worker, 2)
-        assert await worker.stop() == 0
+        worker.process.send_signal(signal.SIGTERM)
+        await until(lambda: "told to stop" in worker.log)
+        (tmp_path / "go").touch()
+        assert await worker.exit_code() == 0
         assert job.state is JobState.COMPLETED
 
 
