@@ -1,4 +1,4 @@
-"""The way of one request to the engine and back: sent, sent once more when its engine dies, its errors mapped."""
+"""One request's way to the engine and back: send it, send it again if its engine dies, map its errors."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from sglang_engine.transport import EngineTransport
 
 log = logging.getLogger("worker.gateway")
 
-# uvicorn, under SGLang, closes a connection after 5 idle seconds (SGLANG_TIMEOUT_KEEP_ALIVE). Ours must go first, or a
-# request can meet a connection that is just being closed.
+# SGLang's uvicorn closes a connection after 5 idle seconds (SGLANG_TIMEOUT_KEEP_ALIVE). We must close ours first, or a
+# request could be sent on a connection that is just being closed.
 KEEPALIVE_SECONDS = 2.0
 CONNECT_TIMEOUT_SECONDS = 10.0
 
 
 def create_client(base_url: str, *, api_key: str | None, request_timeout_seconds: float) -> httpx.AsyncClient:
-    """The one client of a worker's engine."""
-    headers = {"Accept-Encoding": "identity"}  # streams are framed as they come
+    """The HTTP client for a worker's engine; there is one."""
+    headers = {"Accept-Encoding": "identity"}  # streams are framed on the raw bytes
     if api_key:
         headers["Authorization"] = f"Bearer {api_key}"
     url = httpx.URL(base_url)
@@ -45,7 +45,7 @@ def create_client(base_url: str, *, api_key: str | None, request_timeout_seconds
 
 
 class Upstream:
-    """The engine, as requests reach it: through one shared client, under its supervisor's eyes."""
+    """The engine as requests see it: one shared client, watched by the supervisor."""
 
     def __init__(
         self,
@@ -55,22 +55,22 @@ class Upstream:
         stream_flush_seconds: float,
         max_response_bytes: int,
     ) -> None:
-        """stream_flush_seconds: see `sse.Pacer`. max_response_bytes: the limit of an unstreamed answer."""
+        """stream_flush_seconds: see `sse.Pacer`. max_response_bytes: the limit on an unstreamed answer."""
         self._client = client
         self._supervisor = supervisor
         self._max_response_bytes = max_response_bytes
         self._vocabulary = Vocabulary(client)
         self._pacer = sse.Pacer(stream_flush_seconds)
-        self._url = lru_cache(maxsize=64)(client.base_url.join)  # httpx would parse it anew for each request
+        self._url = lru_cache(maxsize=64)(client.base_url.join)  # httpx would parse it again for each request
 
     async def deliver(self, request: UpstreamRequest, *, label: str) -> AsyncGenerator[Output, None]:
         """The outputs of a request: strings of whole events while the engine streams, or one parsed answer.
 
-        When its engine dies before the first output, the request is sent to the next engine, unless it is what they die
-        of (`sglang_engine.suspects`). Closing this generator closes the connection, which is how a generation is
-        aborted. label: how the log names the request.
+        If its engine dies before the first output, the request is sent to the next engine, unless the request itself
+        is what kills them (`sglang_engine.suspects`). Closing this generator closes the connection, which is how a
+        generation is aborted. label: how the log names the request.
 
-        Raises JobError, ErrorEvent for an error inside the stream, and httpx.TransportError; `as_job_error` has what
+        Raises JobError, ErrorEvent for an error inside the stream, and httpx.TransportError; `as_job_error` says what
         they mean to the client.
         """
         ticket = Ticket(label)
@@ -110,9 +110,9 @@ class Upstream:
                 yield response.parsed(await self._whole(answer), is_json=content_type.startswith("application/json"))
 
     async def _whole(self, answer: httpx.Response) -> bytes:
-        """The body of an answer that is not streamed, which begins when all of it is there.
+        """The body of an answer that is not streamed. The engine starts to send it only when it has all of it.
 
-        Raises ResponseTooLargeError; EngineTimeoutError where it is not complete within REQUEST_TIMEOUT_SECONDS.
+        Raises ResponseTooLargeError, and EngineTimeoutError if it is not complete within REQUEST_TIMEOUT_SECONDS.
         """
         pieces: list[bytes] = []
         size = 0
@@ -124,11 +124,11 @@ class Upstream:
                     size += len(piece)
                     if size > self._max_response_bytes:
                         raise ResponseTooLargeError(
-                            f"the engine's answer has more than {self._max_response_bytes} bytes (MAX_RESPONSE_BYTES)"
+                            f"the engine's answer is larger than {self._max_response_bytes} bytes (MAX_RESPONSE_BYTES)"
                         )
         except TimeoutError:
             raise EngineTimeoutError(
-                f"the engine began its answer and did not complete it within {seconds} s (REQUEST_TIMEOUT_SECONDS)"
+                f"the engine began its answer but did not complete it within {seconds} s (REQUEST_TIMEOUT_SECONDS)"
             ) from None
         return b"".join(pieces)
 
@@ -141,7 +141,7 @@ class Upstream:
 
 
 async def _died_of_its_engine(error: Exception, exchange: Exchange) -> bool:
-    """Whether a request failed because its engine died; a silent engine that turns out to be wedged is killed here."""
+    """Whether a request failed because its engine died. A silent engine that turns out to be wedged is killed here."""
     match error:
         case httpx.TimeoutException():
             return await exchange.engine_is_wedged()
@@ -154,7 +154,7 @@ async def _died_of_its_engine(error: Exception, exchange: Exchange) -> bool:
 
 
 class _Observed:
-    """Chunks as they come, each noted as a sign of life. Not a generator, which would cost more a chunk."""
+    """Chunks as they come, each noted as a sign of life. Not a generator, which would cost more per chunk."""
 
     def __init__(self, chunks: AsyncIterator[bytes], exchange: Exchange) -> None:
         self._chunks = chunks
@@ -164,12 +164,12 @@ class _Observed:
         return self
 
     def __anext__(self) -> Awaitable[bytes]:
-        self._exchange.progressed()  # whoever asks for the next chunk has got the last
+        self._exchange.progressed()  # asking for the next chunk means that the last one arrived
         return self._chunks.__anext__()
 
 
 def as_job_error(exception: Exception, *, request_timeout_seconds: float) -> JobError:
-    """What a client is told of an exception that `Upstream.deliver` or `build_request` has raised."""
+    """What a client is told about an exception from `Upstream.deliver` or `build_request`."""
     match exception:
         case JobError():
             return exception
@@ -180,7 +180,7 @@ def as_job_error(exception: Exception, *, request_timeout_seconds: float) -> Job
         case httpx.PoolTimeout():
             return UnavailableError("too many requests are open for the file descriptors of this worker (ulimit -n)")
         case httpx.WriteTimeout():
-            return EngineTimeoutError(f"the engine took nothing of the request for {request_timeout_seconds:g} s")
+            return EngineTimeoutError(f"the engine read none of the request for {request_timeout_seconds:g} s")
         case httpx.ReadTimeout():
             return EngineTimeoutError(f"the engine sent nothing for {request_timeout_seconds:g} s")
         case httpx.TransportError():

@@ -1,7 +1,7 @@
 """An error as the last event of a stream, in the form that clients of its route understand.
 
-Anthropic's SDK skips events without a name, and OpenAI's takes an event for an error by its field `error`. To both, a
-stream that ends without such an event looks complete.
+Anthropic's SDK skips events without a name, and OpenAI's recognises an error by its field `error`. To both, a stream
+that ends without such an event looks complete.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ANTHROPIC_TYPES = {503: "overloaded_error"}
 
 
 def error_event(error: JobError, path: str | None) -> str:
-    """The event. path: the route that the request went to, None where it is not known."""
+    """The event. path: the route that the request went to; None if it is not known."""
     payload = error.payload()
     if path == MESSAGES_PATH:
         if error.type == "server_error":

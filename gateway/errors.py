@@ -1,4 +1,4 @@
-"""The gateway's own errors, and what the engine's mean: each becomes one error in OpenAI's shape.
+"""The gateway's own errors, and what the engine's errors mean: each becomes one error in OpenAI's shape.
 
 JobError                   (common.errors)
 ├── InvalidInputError      400: the job's input is not an accepted request
@@ -59,9 +59,9 @@ class EngineTimeoutError(JobError):
 
 
 def from_response(status: int, body: bytes) -> UpstreamError:
-    """The error that an upstream response with a status of 300 or more stands for.
+    """The error in an upstream response with a status of 300 or more.
 
-    Takes the shapes that SGLang 0.5.23 answers with: `{"object": "error", "message", "type", "param", "code"}` (chat),
+    Takes the shapes of SGLang 0.5.23: `{"object": "error", "message", "type", "param", "code"}` (chat),
     `{"error": {"message", …}}` (generate, responses, messages), `{"detail": …}` (FastAPI), and plain text.
     """
     try:
@@ -72,9 +72,9 @@ def from_response(status: int, body: bytes) -> UpstreamError:
 
 
 def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -> UpstreamError:
-    """The error that a parsed body, or an event of a stream, stands for.
+    """The error in a parsed body, or in an event of a stream.
 
-    `status` is the response's. Where that is no error status, as in a stream that began well, the payload's own `code`
+    `status` is the response's. If that is not an error status, as in a stream that began well, the payload's own `code`
     counts, else 500.
     """
     error = payload
@@ -82,7 +82,7 @@ def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -
         error = payload.get("error") or payload.get("detail") or payload
     fields = error if isinstance(error, dict) else {}
     code = status if status >= HTTPStatus.BAD_REQUEST else _error_code(fields)
-    # A redirect is told as what it was; an answer that began well had no error status of its own.
+    # A redirect is reported with its own status; an answer that began well had no error status.
     told = code if status < HTTPStatus.MULTIPLE_CHOICES else status
     message = _message_of(error) or f"the engine answered with status {told} and no message"
     param, kind, reason = fields.get("param"), fields.get("type"), fields.get("code")
@@ -96,9 +96,9 @@ def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -
 
 
 def make_presentable(error: JobError, mask: Mask) -> None:
-    """Make of an error what a client may see: no secret, and of the engine's own words no trace of its insides.
+    """Reduce an error to what a client may see: no secrets, and nothing internal from the engine's own message.
 
-    Masked first and cut last, or half a secret could be left at the cut.
+    Masked first and cut last: otherwise half a secret could be left at the cut.
     """
     mask.error(error, most=4 * MAX_MESSAGE_CHARACTERS)
     if isinstance(error, UpstreamError):
@@ -127,11 +127,11 @@ def scrub(message: str) -> str:
 
 _TRACEBACK = re.compile(r"\s*Traceback \(most recent call last\)")
 _FRAME = re.compile(r'\s*File "[^"]*"(, line \d+)?')
-# An absolute path of two parts or more, outside a URL; the API's own routes are no secret.
+# An absolute path of two parts or more, outside a URL; the API's own routes are not secret.
 _PATH = re.compile(r"file://\S+|(?<![\w/:.<])~?/(?!v1/)(?:[\w.@+~-]+/)+[\w.@+~-]*")
 
 
-# The status of an error that an event reports without a `code`, as Anthropic's do, where its type leaves no doubt.
+# The status of an error that an event reports without a `code`, as Anthropic's do, if its type leaves no doubt.
 _STATUS_OF_TYPE: dict[str, int] = {
     "invalid_request_error": HTTPStatus.BAD_REQUEST,
     "authentication_error": HTTPStatus.UNAUTHORIZED,

@@ -1,4 +1,4 @@
-"""A job's input on its way to a request: small ones are checked at once, large ones in a process of their own."""
+"""Turning a job's input into a request: small inputs are checked at once, large ones in a separate process."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ log = logging.getLogger("worker.gateway")
 
 
 class Intake:
-    """Makes requests of inputs, for one model on one platform."""
+    """Turns inputs into requests, for one model on one platform."""
 
     def __init__(
         self, helper: HelperProcess, settings: GatewaySettings, *, served_model_name: str, can_stream: bool = True
     ) -> None:
-        """can_stream: where the platform takes no streams, a job that asks for one is answered unstreamed."""
+        """can_stream: if the platform takes no streams, a job that asks for one is answered unstreamed."""
         self._helper = helper
         self._rules: dict[str, Any] = {
             "served_model_name": served_model_name,
@@ -34,7 +34,7 @@ class Intake:
         self._unstreamed_jobs = itertools.count()
 
     async def request_of(self, job_input: Any) -> UpstreamRequest:
-        """The request that an input stands for. Raises JobError as `build_request` does."""
+        """The request in an input. Raises JobError as `build_request` does."""
         if not isinstance(job_input, LargeJson):
             request = build_request(job_input, **self._rules)
             wants_stream = request.stream
@@ -46,7 +46,7 @@ class Intake:
                 )
             except HelperError as error:
                 log.error("a request of %d bytes could not be checked: %s", len(job_input.text), error)
-                raise JobError("the request is too much for this worker to check") from None
+                raise JobError("the request is too large for this worker to check") from None
         if wants_stream and not self._can_stream and not next(self._unstreamed_jobs):
             log.warning("this platform takes no streams: jobs with `stream: true` are answered unstreamed")
         return request
@@ -63,5 +63,5 @@ def build_large(
 
 
 def path_asked_for(job_input: Any) -> str | None:
-    """The path on the engine that an input asks for, large or not; None where it asks for none."""
+    """The path on the engine that an input asks for, large or not; None if it asks for none."""
     return path_of(job_input.outline if isinstance(job_input, LargeJson) else job_input)

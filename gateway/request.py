@@ -1,4 +1,4 @@
-"""What a job may ask: its input becomes one request to the engine, or a refusal that says what is accepted."""
+"""What a job may ask for: its input becomes one request to the engine, or a refusal that says what is accepted."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ ACCEPTED = (
     '{"text": "…", "sampling_params": {…}} (or "input_ids" in place of "text")'
 )
 
-# Fields of the other two patterns; beside `openai_route` they would be ignored, which no client can mean.
+# Fields of the other two patterns; next to `openai_route` they would be ignored, which cannot be what the client meant.
 _REQUEST_FIELDS = ("messages", "text", "input_ids", "sampling_params", "model", "stream")
 
 METHODS = ("GET", "POST", "PUT", "DELETE")
 
-# What SGLang's own models take for true and false beside the real ones (pydantic's lax mode).
+# What SGLang's own models accept as true and false besides the real ones (pydantic's lax mode).
 _TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
 
 
@@ -60,9 +60,9 @@ def build_request(
     limits: Limits = DEFAULT_LIMITS,
     allowed_routes: frozenset[str] = frozenset(),
 ) -> UpstreamRequest:
-    """Turn a job's input into the request that it stands for.
+    """Turn a job's input into a request.
 
-    Raises InvalidInputError for anything but one of the three accepted patterns and for what exceeds a limit
+    Raises InvalidInputError for anything but one of the three accepted patterns and for anything over a limit
     (RequestTooLargeError for the body's size), RouteNotAllowedError for a route that is not open to clients.
     """
     try:
@@ -77,7 +77,7 @@ def build_request(
 
 
 def path_of(job_input: Any) -> str | None:
-    """The path on the engine that a job's input asks for, None where it asks for none."""
+    """The path on the engine that a job's input asks for; None if it asks for none."""
     if not isinstance(job_input, dict):
         return None
     if "openai_route" in job_input:
@@ -89,7 +89,7 @@ def path_of(job_input: Any) -> str | None:
 def unstreamed(request: UpstreamRequest) -> UpstreamRequest:
     """The same request, for one whole answer."""
     body = json.loads(request.body or b"{}")
-    body.pop("stream_options", None)  # refused where nothing is streamed
+    body.pop("stream_options", None)  # refused in a request without a stream
     body = json.dumps(body | {"stream": False}, ensure_ascii=False, separators=(",", ":")).encode()
     return replace(request, body=body, stream=False)
 
@@ -100,7 +100,7 @@ def _request(job_input: Any, model: str, limits: Limits, allowed_routes: frozens
     given = [key for key in ("openai_route", "messages", "text", "input_ids") if key in job_input]
     if not given:
         if "openai_input" in job_input:
-            raise InvalidInputError("an 'openai_input' needs an 'openai_route'", param="openai_route")
+            raise InvalidInputError("'openai_input' needs an 'openai_route'", param="openai_route")
         raise InvalidInputError("no request in 'input'", param="input")
     if "openai_route" in given:
         return _openai_request(job_input, limits, allowed_routes)
@@ -116,7 +116,7 @@ def _request(job_input: Any, model: str, limits: Limits, allowed_routes: frozens
 def _openai_request(job_input: dict[str, Any], limits: Limits, allowed_routes: frozenset[str]) -> UpstreamRequest:
     stray = [key for key in _REQUEST_FIELDS if key in job_input]
     if stray:
-        raise InvalidInputError(f"{_names(stray)} beside 'openai_route' must be inside 'openai_input'", param=stray[0])
+        raise InvalidInputError(f"with 'openai_route', put {_names(stray)} inside 'openai_input'", param=stray[0])
     path = open_path(job_input["openai_route"], allowed_routes)
     body = job_input.get("openai_input")
     if body is not None and not isinstance(body, dict):
@@ -129,10 +129,10 @@ def _openai_request(job_input: dict[str, Any], limits: Limits, allowed_routes: f
 
 
 def _method(job_input: dict[str, Any], path: str, body: dict[str, Any] | None) -> str:
-    """The method: as `openai_method` says, else by the body.
+    """The method: `openai_method` if given, else it depends on the body.
 
-    A job without a body is a GET. `{}` may be a POST's body, and is also what RunPod sends for a GET: it counts as a
-    GET on the routes that SGLang answers one on, and as a POST's body everywhere else.
+    A job without a body is a GET. `{}` may be a POST's body, but it is also what RunPod sends for a GET: it counts as a
+    GET on the routes where SGLang answers GETs, and as a POST's body everywhere else.
     """
     method = job_input.get("openai_method")
     if method is not None:
@@ -168,7 +168,9 @@ def _generate_request(job_input: dict[str, Any], limits: Limits) -> UpstreamRequ
         )
     parameters = job_input.get("sampling_params")
     if parameters is not None and not _is_one_or_many(parameters, dict):
-        raise InvalidInputError("'sampling_params' must be an object, or one object a prompt", param="sampling_params")
+        raise InvalidInputError(
+            "'sampling_params' must be an object, or one object per prompt", param="sampling_params"
+        )
     return _post(GENERATE_PATH, job_input, limits)
 
 
@@ -180,7 +182,7 @@ def _post(path: str, body: dict[str, Any], limits: Limits) -> UpstreamRequest:
 
 
 def _token_ids(body: dict[str, Any]) -> TokenIds | None:
-    """The ids of a prompt that is given as ids, to /generate, completions or embeddings."""
+    """The token ids of a prompt given as ids, to /generate, completions or embeddings."""
     for field in ("input_ids", "prompt", "input"):
         ids: Any = body.get(field)
         if _is_token_ids(ids):
@@ -190,7 +192,7 @@ def _token_ids(body: dict[str, Any]) -> TokenIds | None:
 
 
 def _wants_stream(value: Any) -> bool:
-    """What SGLang will take `stream` for. It is passed on as it is."""
+    """How SGLang will read `stream`. The value itself is passed on unchanged."""
     if value is None or isinstance(value, bool):
         return bool(value)
     word = str(value).strip().lower() if isinstance(value, (str, int)) else ""
@@ -200,7 +202,7 @@ def _wants_stream(value: Any) -> bool:
 
 
 def _check_n(body: dict[str, Any], limits: Limits) -> None:
-    """`n` of an OpenAI body, or of the sampling parameters, one or many, of a native one."""
+    """Check `n` in an OpenAI body, or in a native one's sampling parameters (one set or many)."""
     parameters = body.get("sampling_params")
     for holder in [body, *(parameters if isinstance(parameters, list) else [parameters])]:
         n = holder.get("n") if isinstance(holder, dict) else None
@@ -216,19 +218,21 @@ def _encode(body: dict[str, Any], limits: Limits) -> bytes:
     try:
         encoded = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
-        raise InvalidInputError("a string holds half of a surrogate pair, which is not text", param="input") from None
+        raise InvalidInputError(
+            "a string contains half of a surrogate pair, which is not valid text", param="input"
+        ) from None
     except ValueError:
         raise InvalidInputError("NaN and Infinity are not valid JSON numbers", param="input") from None
     except RecursionError:
         raise too_deep from None
-    # Most requests have fewer brackets than levels allowed, and need no closer look.
+    # Most requests have fewer brackets than the levels allowed, and need no closer look.
     if encoded.count(b"{") + encoded.count(b"[") > limits.json_depth and _is_deeper(body, limits.json_depth):
         raise too_deep
     return encoded
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
-    """Whether arrays and objects nest in more than this many levels. Level by level, so that no stack can run out."""
+    """Whether arrays and objects nest deeper than this. Goes level by level instead of recursing."""
     level = [value]
     for _ in range(levels):
         level = [inner for outer in level for inner in _items(outer) if isinstance(inner, (dict, list))]

@@ -1,4 +1,4 @@
-"""What the engine answers: a stream of events, batched, or one JSON answer; and the failures under the guise of either."""
+"""What the engine answers: a stream of events, batched, or one JSON answer; and failures that look like either."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class ErrorEvent(Exception):
 async def events(chunks: AsyncIterator[bytes], pacer: sse.Pacer) -> AsyncGenerator[str, None]:
     """The stream's events, batched at the pacer's pace.
 
-    Raises ErrorEvent for an error among them, AnswerCutOffError for an early end: one without the event that ends every
-    whole stream. An event that is not whole itself counts for nothing.
+    Raises ErrorEvent for an error among them, and AnswerCutOffError for a stream that ends early, that is, without the
+    event that ends every complete stream. An incomplete event is dropped.
     """
     async with aclosing(sse.batches(chunks, pacer=pacer)) as batches:
         async for data in batches:
-            # JSON escapes quotes inside text, so that these bytes are always a key or a value of the engine's own.
+            # JSON escapes quotes inside text, so these bytes are always one of the engine's own keys or values.
             if b'"error"' in data or b'"abort"' in data:
                 begin = 0
                 for event in data.split(EVENT_END):
@@ -50,12 +50,12 @@ async def events(chunks: AsyncIterator[bytes], pacer: sse.Pacer) -> AsyncGenerat
                     begin += len(event) + len(EVENT_END)
             yield _text(data)
             if _is_complete(data):
-                return  # a connection that breaks after its last event takes nothing away
+                return  # if the connection breaks after the last event, nothing is lost
     raise AnswerCutOffError("the engine's stream ended before the answer was complete")
 
 
 def _is_complete(events: bytes) -> bool:
-    """Whether one of the events is the last of a stream, by its own fields: text inside an event may say anything."""
+    """Whether one of the events is the last of a stream. Only fields count: text inside an event may say anything."""
     if b"[DONE]" not in events and b"event:" not in events:
         return False  # as it nearly always is
     return any(
@@ -66,7 +66,7 @@ def _is_complete(events: bytes) -> bool:
 
 
 def _fields(event: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The fields of an event, as its lines have them: https://html.spec.whatwg.org/#event-stream-interpretation."""
+    """The fields of an event, one per line: https://html.spec.whatwg.org/#event-stream-interpretation."""
     for line in event.split(b"\n"):
         name, _, value = line.partition(b":")
         yield name, value.removeprefix(b" ")
@@ -88,7 +88,7 @@ def _error_in(event: bytes) -> ErrorEvent | None:
 
 
 def _aborted(answer: dict[str, Any]) -> AnswerCutOffError | None:
-    """The error that a generation aborted by the engine stands for: it ends like a short answer, but is not one."""
+    """The error for a generation that the engine aborted: it ends like a short answer, but is not one."""
     choices = answer.get("choices")
     endings = [c.get("finish_reason") for c in choices if isinstance(c, dict)] if isinstance(choices, list) else []
     if isinstance(meta := answer.get("meta_info"), dict) and isinstance(reason := meta.get("finish_reason"), dict):
@@ -97,9 +97,9 @@ def _aborted(answer: dict[str, Any]) -> AnswerCutOffError | None:
 
 
 def parsed(body: bytes, *, is_json: bool) -> Output:
-    """An unstreamed answer: parsed, where it is JSON; else its text, or `{}` for an empty one (`/health`).
+    """An unstreamed answer: parsed if it is JSON; else its text, or `{}` if it is empty (`/health`).
 
-    Raises AnswerCutOffError for JSON that does not parse, UpstreamError for an error in the guise of an answer.
+    Raises AnswerCutOffError for JSON that does not parse, UpstreamError for an error sent as a successful answer.
     """
     text = body.decode("utf-8", "replace")
     if not is_json:
@@ -107,7 +107,7 @@ def parsed(body: bytes, *, is_json: bool) -> Output:
     try:
         answer: Output = json.loads(text, parse_constant=lambda _: None)  # NaN would make the output invalid JSON
     except ValueError:
-        raise AnswerCutOffError("the engine's answer is not whole: it is not valid JSON") from None
+        raise AnswerCutOffError("the engine's answer is incomplete: it is not valid JSON") from None
     if "\\ud" in text.lower():
         # An escaped half of a surrogate pair cannot be sent on as UTF-8.
         answer = json.loads(json.dumps(answer, ensure_ascii=False).encode("utf-8", "replace"))

@@ -1,7 +1,7 @@
-"""Which paths of the engine a client may reach: plain ones only, and of these the open ones.
+"""Which paths of the engine a client may reach: plain paths only, and only the open ones among them.
 
-A job's route becomes part of a URL. Whatever could lead that URL anywhere but to a path on the engine (a scheme, a
-host, a query, an escape, a dot segment) is refused by its form, so that what is checked is what is sent.
+A job's route becomes part of a URL. Anything that could lead that URL somewhere other than a path on the engine (a
+scheme, a host, a query, an escape, a dot segment) is refused outright, so that what is checked is what is sent.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from gateway.errors import InvalidInputError, RouteNotAllowedError
 CHAT_PATH = "/v1/chat/completions"
 GENERATE_PATH = "/generate"
 
-# What clients may use beside `/v1/…`: inference, and the read-only routes that they need. Everything else SGLang serves
-# administers the engine (`/flush_cache`, `/update_weights_from_disk`) or prints its arguments (`/server_info`).
+# What clients may use besides `/v1/…`: inference, and the read-only routes that they need. Everything else SGLang
+# serves administers the engine (`/flush_cache`, `/update_weights_from_disk`) or prints its arguments (`/server_info`).
 OPEN_ROUTES = frozenset(
     {
         GENERATE_PATH,
@@ -34,35 +34,35 @@ OPEN_ROUTES = frozenset(
 )
 
 
-# Routes under /v1 that SGLang 0.5.23 answers a GET on (http_server.py); everything else there is a POST.
+# Routes under /v1 where SGLang 0.5.23 answers GETs (http_server.py); everything else there is a POST.
 _GET_PATH = re.compile(r"/v1/(?:models(?:/.+)?|responses/[^/]+)")
 _POST_WITHOUT_BODY = re.compile(r"/v1/responses/[^/]+/cancel")
 
-# What may stand behind a path's question mark, https://www.rfc-editor.org/rfc/rfc3986#section-3.4.
+# What may follow a path's question mark, https://www.rfc-editor.org/rfc/rfc3986#section-3.4.
 _QUERY = re.compile(r"(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2}){0,4096}")
 
-# The native routes that answer a POST; the other open ones outside /v1 are read with a GET.
+# The native routes that take a POST; the other open ones outside /v1 take a GET.
 _NATIVE_POSTS = frozenset(
     {GENERATE_PATH, "/encode", "/classify", "/tokenize", "/detokenize", "/parse_function_call", "/separate_reasoning"}
 )
 
 
 def answers_get(path: str) -> bool:
-    """Whether the engine answers a GET on an open path."""
+    """Whether the engine answers GETs on an open path."""
     if path.startswith("/v1/"):
         return _GET_PATH.fullmatch(path) is not None
     return path not in _NATIVE_POSTS
 
 
 def takes_post_without_body(path: str) -> bool:
-    """Whether a request without a body must be a POST all the same."""
+    """Whether a request without a body must still be a POST."""
     return _POST_WITHOUT_BODY.fullmatch(path) is not None
 
 
 def checked_query(query: object) -> str:
-    """The query of a job's `openai_query`, without its question mark; empty where there is none.
+    """The query in a job's `openai_query`, without its question mark; empty if there is none.
 
-    Raises InvalidInputError for anything that is not the query of a URL.
+    Raises InvalidInputError for anything that is not a URL's query.
     """
     if query is None:
         return ""
@@ -72,14 +72,14 @@ def checked_query(query: object) -> str:
 
 
 def open_path(route: object, allowed: frozenset[str] = frozenset()) -> str:
-    """The path that a job's `openai_route` names, with its leading slash; it is sent as it is returned.
+    """The path that a job's `openai_route` names, with its leading slash; it is sent exactly as returned.
 
-    `allowed` are exact paths that are open beside the usual ones. Raises InvalidInputError for anything but a plain
+    `allowed` are exact paths that are open besides the usual ones. Raises InvalidInputError for anything but a plain
     path, RouteNotAllowedError for one that is not open.
     """
     if not isinstance(route, str) or not route:
         raise InvalidInputError(
-            "'openai_route' must be a path such as '/v1/chat/completions', as text", param="openai_route"
+            "'openai_route' must be a path such as '/v1/chat/completions', as a string", param="openai_route"
         )
     path = route if route.startswith("/") else f"/{route}"
     if not is_plain_path(path):

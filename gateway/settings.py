@@ -1,4 +1,4 @@
-"""What a user may set of requests and answers."""
+"""The settings for requests and answers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class GatewaySettings:
-    """The gateway's part of the worker's variables (`common.variables`), by their names and meanings there."""
+    """The gateway's part of the worker's variables; `common.variables` says what each one means."""
 
     limits: Limits
     allowed_routes: frozenset[str]

@@ -1,10 +1,10 @@
 """Server-sent events: from a stream of byte chunks to batches of whole events.
 
-Chunks end anywhere, also inside an event or a UTF-8 character, so events are framed on bytes and only whole ones are
-handed on. Splitting text into lines is not an option: U+2028, U+2029 and U+0085 may stand inside an event's JSON, and
-are line ends to Python.
+Chunks end anywhere, even inside an event or a UTF-8 character, so events are framed on bytes and only whole ones are
+passed on. Splitting text into lines is not an option: U+2028, U+2029 and U+0085 may appear inside an event's JSON, and
+Python treats them as line ends.
 
-Nothing here knows the network: the chunks come from any async iterator.
+Nothing here knows about the network: the chunks come from any async iterator.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from common.tasks import cancel
 MAX_BATCH_BYTES = 512 * 1024  # RunPod refuses one streamed output over 1 MB; JSON escapes can nearly double a batch
 MAX_EVENT_BYTES = 64 * 1024 * 1024  # far above any event SGLang sends; a stream without event ends must not eat memory
 
-# Where so much has come at once, holding back would fill the socket's buffer (128 KiB at first) and stall the engine.
+# When this much comes at once, holding back would fill the socket's buffer (128 KiB at first) and stall the engine.
 FULL_CHUNK_BYTES = 16 * 1024
 
 EVENT_END = b"\n\n"
@@ -35,17 +35,17 @@ class EventTooLargeError(Exception):
 class EventFramer:
     r"""Cuts a byte stream into blocks of whole events, each event ending with its blank line, `\n\n`.
 
-    Line ends may be `\n` or `\r\n`; events come out with `\n`. (JSON escapes both characters, so that a raw one is
-    always a line end.)
+    Line ends may be `\n` or `\r\n`; events come out with `\n`. (JSON escapes both characters, so a raw one is always a
+    line end.)
     """
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
         self._max_event_bytes = max_event_bytes
         self._rest = bytearray()  # the beginning of an event that has not ended yet
-        self._searched = 0  # no event ends in this many first bytes of the rest
+        self._searched = 0  # no event ends within this many bytes from the start of the rest
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take the next chunk; return the events that it completes, in order, as one block; empty where there are none.
+        """Take the next chunk; return the events that it completes, in order, as one block; empty if there are none.
 
         Raises EventTooLargeError when an unfinished event exceeds the limit.
         """
@@ -72,10 +72,10 @@ class EventFramer:
 
 
 class Pacer:
-    """Keeps the batches of many streams apart, so that a busy worker sends few large ones and not many small ones.
+    """Spaces out the batches of many streams, so that a busy worker sends few large ones instead of many small ones.
 
     Each stream's batches begin at least `flush_seconds * streams / 100` apart. So all streams together send at most
-    100 / flush_seconds batches a second, however many they are; one alone, or a few, never notice.
+    100 / flush_seconds batches a second, however many there are; a single stream, or a few, never notice.
     """
 
     STREAMS = 100
@@ -86,7 +86,7 @@ class Pacer:
 
     @contextmanager
     def stream(self) -> Generator[None, None, None]:
-        """Count a stream while this lasts."""
+        """Count a stream for the length of this context."""
         self._streams += 1
         try:
             yield
@@ -94,7 +94,7 @@ class Pacer:
             self._streams -= 1
 
     def interval_seconds(self) -> float:
-        """The least time between the beginnings of two batches of one stream, as things are now."""
+        """The least time between the starts of two batches of one stream, with the present number of streams."""
         return self._flush_seconds * self._streams / self.STREAMS
 
 
@@ -110,13 +110,13 @@ async def batches(
 ) -> AsyncGenerator[bytes, None]:
     """Read `chunks` ahead of the consumer; yield batches of whole events.
 
-    The first batch comes as soon as there is an event. While the consumer is busy with one, and as long as the pacer
-    wants it, everything that arrives gathers in the next, up to `max_batch_bytes` a batch (a single larger event comes
-    alone). Reading pauses while that many bytes are waiting, so that memory is bounded and a slow consumer holds the
-    source back.
+    The first batch comes as soon as there is an event. While the consumer is busy with one, and for as long as the
+    pacer wants, everything that arrives is collected into the next, up to `max_batch_bytes` a batch (a larger event
+    makes a batch by itself). Reading pauses while that many bytes are waiting, so that memory is bounded and a slow
+    consumer slows down the source.
 
-    Bytes after the last whole event are dropped, as by every reader of such streams: they are not an event. An
-    exception of `chunks` is raised here, after everything that came before it has been yielded.
+    Bytes after the last whole event are dropped, as every reader of such streams does: they are not an event. An
+    exception from `chunks` is raised here, after everything that came before it has been yielded.
     EventTooLargeError as in `EventFramer`. Closing this generator stops the reading.
     """
     queue = _EventQueue(max_batch_bytes)
@@ -126,7 +126,7 @@ async def batches(
             while batch := await queue.take():
                 queue.hold(pacer.interval_seconds())
                 yield batch
-            await reading  # raises what ended it
+            await reading  # raises the exception that ended it, if any
     finally:
         await cancel(reading)
 
@@ -144,7 +144,7 @@ async def _read(chunks: AsyncIterator[bytes], framer: EventFramer, queue: _Event
 
 
 class _EventQueue:
-    """Events on their way from the reading task to the consumer; one of each."""
+    """Events on their way from one reading task to one consumer."""
 
     def __init__(self, max_batch_bytes: int) -> None:
         self._max_batch_bytes = max_batch_bytes
@@ -167,28 +167,29 @@ class _EventQueue:
         self._arrived.set()
 
     def hold(self, seconds: float) -> None:
-        """Let nothing more be read for so long. The next batch is what has come by then."""
+        """Pause reading for this long. The next batch is whatever has come by then."""
         self._held_until = self._time() + seconds
 
     async def has_room(self) -> None:
         """Return once less than one full batch is waiting, and an idle consumer has taken what is there.
 
-        How long to hold is not known until the consumer has taken it.
+        Only then is it known how long to hold.
         """
         while self._bytes >= self._max_batch_bytes or (self._blocks and self._is_awaited):
             self._room.clear()
             await self._room.wait()
 
     async def hold_is_over(self) -> None:
-        """Return once reading is not held any more.
+        """Return once reading is no longer held.
 
-        While nobody reads, what comes gathers in the socket, and is then read in one go: cheaper than event by event.
+        Meanwhile, what arrives collects in the socket's buffer and is then read in one go, which is cheaper than event
+        by event.
         """
         if (seconds := self._held_until - self._time()) > 0:
             await asyncio.sleep(seconds)
 
     async def take(self) -> bytes:
-        """Everything that waits, up to one batch; empty when the queue is closed and drained."""
+        """Everything that is waiting, up to one batch; empty when the queue is closed and drained."""
         self._is_awaited = True
         while not self._blocks and not self._closed:
             self._arrived.clear()
@@ -206,7 +207,7 @@ class _EventQueue:
         return batch
 
     def _end_of_batch(self, block: bytes) -> int:
-        """Where the last event ends that fits; the first, where none does."""
+        """Where the last event that fits ends; where the first event ends, if none fits."""
         end = block.rfind(EVENT_END, 0, self._max_batch_bytes)
         if end == -1:
             end = block.find(EVENT_END)

@@ -1,8 +1,8 @@
-"""The token ids that the model has, asked of the engine once.
+"""The range of the model's token ids. The engine is asked for it once.
 
-SGLang 0.5.23 does not check the ids of a prompt: one outside the vocabulary is looked up beyond the embedding's end,
-and the engine dies of it. It does check the ids that log probabilities are asked for, and names the range when it
-refuses.
+SGLang 0.5.23 does not check the ids of a prompt: one outside the vocabulary is looked up beyond the end of the
+embedding, which kills the engine. It does check the ids that log probabilities are requested for, and its refusal names
+the range.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gateway.routes import GENERATE_PATH
 
 log = logging.getLogger("worker.gateway")
 
-# A request that SGLang refuses before it computes anything; no vocabulary is as large.
+# A request that SGLang refuses before it computes anything; no vocabulary is that large.
 _QUESTION = {
     "input_ids": [0],
     "sampling_params": {"max_new_tokens": 1},
@@ -32,7 +32,7 @@ ASK_SECONDS = 10.0
 
 
 class Vocabulary:
-    """How many ids there are; an engine that does not say has its requests unchecked."""
+    """How many token ids there are; if the engine does not say, requests are not checked."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
@@ -49,7 +49,9 @@ class Vocabulary:
         wrong = ids.least if ids.least < 0 else ids.greatest
         if wrong < 0 or (self._size is not None and wrong >= self._size):
             valid = f"from 0 to {self._size - 1}" if self._size is not None else "0 or more"
-            raise InvalidInputError(f"'{ids.field}' holds the token id {wrong}; valid are {valid}", param=ids.field)
+            raise InvalidInputError(
+                f"'{ids.field}' contains the token id {wrong}; valid ids are {valid}", param=ids.field
+            )
 
     async def _ask(self) -> None:
         try:

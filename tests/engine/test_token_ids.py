@@ -25,7 +25,7 @@ async def test_unknown_token_id_is_refused_and_the_engine_lives(
     pid = worker.engine_pid()
     error = error_of(await platform.answer(job_input))
     assert (error["code"], error["type"]) == (400, "invalid_request_error")
-    assert "valid are from 0 to " in error["message"]
+    assert "valid ids are from 0 to " in error["message"]
     known = {"input_ids": [1, 2, 3], "sampling_params": {"max_new_tokens": 1}}
     assert (await platform.answer(known)).state is JobState.COMPLETED
     assert worker.engine_pid() == pid

@@ -156,10 +156,11 @@ async def test_helper_that_fails_fails_the_request_alone(
     helper: HelperProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("common.helper_process.RESULT_SECONDS", 0.0)
-    with pytest.raises(JobError, match="too much for this worker to check"):
+    with pytest.raises(JobError, match="too large for this worker to check"):
         await intake(helper).request_of(large(CHAT))
 
 
+@pytest.mark.alone
 async def test_loop_goes_on_meanwhile(helper: HelperProcess) -> None:
     value = {"input_ids": list(range(100_000, 2_800_000))}  # 20 MB
     began = time.monotonic()

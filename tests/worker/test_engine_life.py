@@ -88,7 +88,7 @@ async def test_unstreamed_answer_beyond_the_limit_is_refused(limited: tuple[Plat
     error = error_of(await platform.answer({"messages": HELLO, "script": script}))
     assert (error["code"], error["message"]) == (
         502,
-        "the engine's answer has more than 100000 bytes (MAX_RESPONSE_BYTES)",
+        "the engine's answer is larger than 100000 bytes (MAX_RESPONSE_BYTES)",
     )
     within = await platform.answer({"messages": HELLO, "script": {"answer": "x" * 90_000}})
     assert within.state is JobState.COMPLETED

@@ -23,7 +23,7 @@ BAD_INPUTS: dict[str, tuple[Any, str]] = {
     "nothing in it": ({}, "no request in 'input'"),
     "unknown fields": ({"prompt": "hi"}, "no request in 'input'"),
     "two patterns": ({"messages": HELLO, "text": "hi"}, "only one of 'messages', 'text'"),
-    "stray stream": ({"openai_route": "/v1/models", "stream": True}, "'stream' beside 'openai_route'"),
+    "stray stream": ({"openai_route": "/v1/models", "stream": True}, "put 'stream' inside 'openai_input'"),
     "route that is not text": ({"openai_route": 5}, "'openai_route' must be a path"),
     "route to another host": ({"openai_route": "http://example.com/v1/models"}, "must be a plain path"),
     "route with dots": ({"openai_route": "/v1/../flush_cache"}, "must be a plain path"),
@@ -172,7 +172,7 @@ async def test_error_event_keeps_the_protocol_of_its_route(platform: Platform, w
 @pytest.mark.parametrize("body", ["", '{"choices": [{"message": {"content": "half'])
 async def test_json_that_is_not_whole_is_an_error(platform: Platform, worker: Worker, body: str) -> None:
     error = error_of(await platform.answer({"messages": HELLO, "script": {"status": 200, "body": body}}))
-    assert (error["code"], error["message"]) == (502, "the engine's answer is not whole: it is not valid JSON")
+    assert (error["code"], error["message"]) == (502, "the engine's answer is incomplete: it is not valid JSON")
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ async def test_token_ids_outside_the_vocabulary_are_refused_before_the_engine_se
         ):
             error = error_of(await platform.answer(job_input))
             assert (error["code"], error["type"]) == (400, "invalid_request_error")
-            assert f"valid are from 0 to {VOCABULARY - 1}" in error["message"]
+            assert f"valid ids are from 0 to {VOCABULARY - 1}" in error["message"]
         assert (await platform.answer({"input_ids": [VOCABULARY - 1]})).state is JobState.COMPLETED
         asked = [request["body"] for request in await worker.engine_requests() if request["body"]]
         assert len([body for body in asked if "token_ids_logprob" in body]) == 1, "it is asked once"
