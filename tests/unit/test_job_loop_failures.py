@@ -16,6 +16,7 @@ from serverless import polling, reporting, running
 from serverless.job_loop import JobLoop
 from serverless.platform import STREAMED, Delivery, PlatformError
 from serverless.service import Job, JobHandler, Service
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -71,12 +72,6 @@ class ScriptedPlatform:
         await until(lambda: job_id in self.results)
         [result] = self.results[job_id]
         return result
-
-
-async def until(true: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not true():
-            await asyncio.sleep(0.005)
 
 
 async def ready() -> None:
@@ -197,7 +192,7 @@ async def test_answers_without_anything_to_run_do_not_make_the_loop_spin(nothing
     platform = ScriptedPlatform()
     platform.takes = [nothing] * 1000
     async with running_loop(platform):
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.1)  # for hundreds of polls
     assert platform.polls <= 5
 
 
@@ -210,7 +205,7 @@ async def test_job_that_is_under_way_already_does_not_make_the_loop_spin() -> No
         yield
 
     async with running_loop(platform, hang) as loop:
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.1)  # for hundreds of polls
         assert loop.in_flight == 1
     assert platform.polls <= 6
 

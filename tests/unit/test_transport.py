@@ -84,7 +84,7 @@ async def talking_to(
     server = await asyncio.start_server(peer.serve, "127.0.0.1", 0)
     host, port = server.sockets[0].getsockname()
     transport = EngineTransport(host, port, keepalive_seconds=keepalive_seconds)
-    url, timeout = f"http://{host}:{port}", httpx.Timeout(5.0, read=read_seconds)
+    url, timeout = f"http://{host}:{port}", httpx.Timeout(read_seconds, connect=5.0)
     async with httpx.AsyncClient(transport=transport, base_url=url, timeout=timeout, trust_env=False) as client:
         yield client, peer
     server.close()

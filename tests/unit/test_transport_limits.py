@@ -17,6 +17,7 @@ from common.descriptors import RESERVED, connections_allowed, lacks_descriptors,
 from sglang_engine import transport
 from sglang_engine.transport import EngineTransport
 from tests.unit.test_transport import CHUNKED, OK, Peer, talking_to
+from tests.waiting import turns_of_the_loop, until
 
 pytestmark = pytest.mark.anyio
 
@@ -45,7 +46,7 @@ async def test_dripped_head_ends_at_the_read_timeout(begin: bytes) -> None:
         await peer.send(begin)
         await drip(peer, b"x" if begin else b"HTTP/1.1 103 Early Hints\r\n\r\n")
 
-    async with talking_to(script, read_seconds=1.0) as (client, _), asyncio.timeout(10):
+    async with talking_to(script, read_seconds=0.3) as (client, _), asyncio.timeout(10):
         with pytest.raises(httpx.ReadTimeout):
             await client.get("/")
 
@@ -69,11 +70,11 @@ async def test_stream_may_take_longer_than_the_read_timeout() -> None:
         await peer.request()
         await peer.send(CHUNKED)
         for _ in range(8):
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(0.1)
             await peer.send(b"1\r\nx\r\n")
         await peer.send(b"0\r\n\r\n")
 
-    async with talking_to(script, read_seconds=1.5) as (client, _):
+    async with talking_to(script, read_seconds=0.7) as (client, _):
         assert (await client.get("/")).content == b"x" * 8
 
 
@@ -174,7 +175,7 @@ async def test_server_that_takes_nothing_is_a_write_timeout() -> None:
         peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.sleep(30)
 
-    async with talking_to(script, read_seconds=1.0) as (client, _), asyncio.timeout(15):
+    async with talking_to(script, read_seconds=0.3) as (client, _), asyncio.timeout(15):
         with pytest.raises(httpx.WriteTimeout):
             await client.post("/", content=bytes(64 * MIB))
 
@@ -299,12 +300,15 @@ async def test_requests_beyond_what_descriptors_allow_wait_for_their_turn(few_de
 
 async def test_turns_come_back_after_failures_and_cancels(few_descriptors: list[Any]) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (RESERVED + 2, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    hangs = False
 
     async def script(peer: Peer) -> None:
         head, _ = await peer.request()
         if b"/drop" in head:
             return
         if b"/hang" in head:
+            nonlocal hangs
+            hangs = True
             await peer.is_left()
             return
         await peer.send(EMPTY)
@@ -315,9 +319,9 @@ async def test_turns_come_back_after_failures_and_cancels(few_descriptors: list[
         with pytest.raises(httpx.RemoteProtocolError):
             await client.get("/drop")
         hanging = asyncio.create_task(client.get("/hang"))
-        await asyncio.sleep(0.1)
+        await until(lambda: hangs)
         waiting = asyncio.create_task(client.get("/waits"))
-        await asyncio.sleep(0.1)
+        await turns_of_the_loop()
         waiting.cancel()
         hanging.cancel()
         await asyncio.gather(waiting, hanging, return_exceptions=True)
