@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -233,15 +232,13 @@ async def test_job_that_is_handed_over_again_while_its_cancelled_run_cleans_up_i
         assert await platform.result() == {"output": ["run 2"]}
 
 
-@pytest.mark.parametrize(
-    "end", [lambda: sys.exit(3), lambda: exec("raise KeyboardInterrupt"), lambda: exec("raise GeneratorExit")]
-)
-async def test_handler_that_ends_the_process_ends_its_job_alone(end: Callable[[], None]) -> None:
+@pytest.mark.parametrize("end", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+async def test_handler_that_ends_the_process_ends_its_job_alone(end: BaseException) -> None:
     platform = ScriptedPlatform()
 
     async def handler(job: Job) -> AsyncGenerator[Any, None]:
         if job["id"] == "a":
-            end()
+            raise end
         yield job["id"]
 
     async with running_loop(platform, handler):

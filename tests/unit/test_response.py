@@ -1,4 +1,4 @@
-"""Streams as the engine sends them: which are whole, cut, or end with an error; and errors in the form of each route."""
+"""Streams as the engine sends them: which are whole, cut, or end with an error; errors in the form of each route."""
 
 from __future__ import annotations
 
