@@ -1,16 +1,16 @@
 """Any handler on any platform: RunPod, Waverless, this machine.
 
-`start({"handler": f})` runs a function of a job, as in RunPod's SDK. A program with more to start than a function reads
-its `Invocation`, then hands a `Service` to `run`, as handler.py does.
+`start({"handler": f})` runs a function of a job, as in RunPod's SDK. A program that has to start more than a function
+reads its `Invocation`, then hands a `Service` to `run`, as handler.py does.
 
 - `invocation`, `arguments`, `environment`: how the process was started, its flags, which platform it is on.
-- `modes`: worker, API or local mode, from its start to its exit code. `local` is the platform of API mode.
-- `job_loop`: takes jobs and brings every answer home; its parts are `taking`, `running`, `reporting`, `cancelling`.
+- `modes`: worker, API or local mode, from start to exit code. `local` is the platform of API mode.
+- `job_loop`: takes jobs and delivers every answer; its parts are `taking`, `running`, `reporting`, `cancelling`.
 - `platform`: what a platform is; `runpod` and `waverless` are two. `tolerant_json` reads what they send.
-- `service` and `adapters`: what answers jobs, and functions of every kind as that.
+- `service` and `adapters`: what answers jobs, and how functions of every kind become that.
 
-RunPod's SDK is imported late: that reads most `RUNPOD_*` variables for good, and costs almost two seconds, which local
-mode need not spend.
+RunPod's SDK is imported late: its import reads most `RUNPOD_*` variables once and for all, and takes almost two
+seconds, which local mode can do without.
 """
 
 from __future__ import annotations
@@ -46,21 +46,21 @@ def start(config: Mapping[str, Any]) -> NoReturn:
     """Run a handler in the mode that the command line and the environment ask for; ends the process.
 
     config, as in RunPod's SDK:
-      handler: a function of a job (`{"id", "input"}`) or a generator function, either of them asynchronous or not. What
-        it returns is the job's output; what it yields is streamed; `{"error": text}` fails the job, and so does
-        whatever it raises, without its words.
+      handler: a function of a job (`{"id", "input"}`) or a generator function, async or not. What it returns is the
+        job's output; what it yields is streamed; `{"error": text}` fails the job, and so does any exception, whose
+        text is not sent.
       return_aggregate_stream: whether the outputs of a generator are its result too. Default: no, as in the SDK.
-      concurrency_modifier: from the number of jobs at once so far to the number from now on; 0 takes none. Default:
-        one job at once. `--rp_api_concurrency` overrides it.
+      concurrency_modifier: takes the current number of jobs at once and returns the new one; 0 takes no jobs. Default:
+        one job at a time. `--rp_api_concurrency` overrides it.
 
     The exit code is 0, 1 after a failure, or 2 for a wrong command line or setting.
     """
     handler = config.get("handler")
     modifier = config.get("concurrency_modifier")
     if not callable(handler):
-        raise TypeError('start() needs {"handler": f}, with f a function of a job')
+        raise TypeError('start() needs {"handler": f}, where f is a function of a job')
     if modifier is not None and not callable(modifier):
-        raise TypeError("'concurrency_modifier' must be a function of the number of jobs at once so far")
+        raise TypeError("'concurrency_modifier' must be a function of the current number of jobs at once")
     invocation = read_invocation(sys.argv[1:])
     try:
         settings = WorkerSettings.from_environ(os.environ)
@@ -79,7 +79,7 @@ def start(config: Mapping[str, Any]) -> NoReturn:
 def validate(raw_input: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     """Check an input against a schema with RunPod's own validator.
 
-    Returns `{"validated_input": …}`, or `{"errors": [text, …]}`. schema: for each name its `type`, whether it is
+    Returns `{"validated_input": …}`, or `{"errors": [text, …]}`. schema: for each name, its `type`, whether it is
     `required`, a `default` and `constraints`, a function of the value.
     """
     os.environ.update(environment.translate(os.environ))

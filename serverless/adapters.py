@@ -1,7 +1,7 @@
-"""Handlers of every kind, as one: a function or a generator function, synchronous or not, becomes a `JobHandler`.
+"""Makes handlers of every kind alike: a function or a generator function, async or not, becomes a `JobHandler`.
 
 A synchronous one runs in a thread, so that it holds up neither other jobs nor the end of the worker. A thread cannot be
-cancelled: under a job that is stopped, the function runs on to its end, and a generator to its next `yield`.
+cancelled: when a job is stopped, its function still runs to its end, and a generator to its next `yield`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _END = object()
 
 
 def is_generator(function: Callable[..., Any]) -> bool:
-    """Whether calling it gives a generator, synchronous or not: its outputs are streamed."""
+    """Whether calling it gives a generator, async or not: its outputs are streamed."""
     plain = _unwrapped(function)
     return inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain)
 
 
 def as_job_handler(function: Callable[[Job], Any]) -> JobHandler:
-    """The handler that calls this function for each job, and yields its result, or what it yields, in order."""
+    """A handler that calls this function for each job, and yields its result, or what it yields, in order."""
     plain = _unwrapped(function)
     if inspect.isasyncgenfunction(plain):
         return function
@@ -37,7 +37,7 @@ def as_job_handler(function: Callable[[Job], Any]) -> JobHandler:
 
 
 def service_of(function: Callable[[Job], Any]) -> Lifespan:
-    """A service that is this function alone: always ready, never failing as a whole."""
+    """A service that is just this function: always ready, never failing as a whole."""
 
     @asynccontextmanager
     async def lifespan() -> AsyncGenerator[Service, None]:
@@ -84,12 +84,12 @@ def _of_generator(function: Callable[[Job], Generator[Any, None, None]]) -> JobH
 
 
 def _close(step: asyncio.Future[Any], outputs: Generator[Any, None, None]) -> None:
-    step.exception()  # nobody is left to hear of it
+    step.exception()  # retrieved and dropped: nobody is left to report it to
     outputs.close()
 
 
 async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call it in a thread of its own. A daemon: a function that hangs must not keep the process from ending."""
+    """Call it in its own thread. A daemon: a function that hangs must not keep the process from ending."""
     loop = asyncio.get_running_loop()
     outcome: asyncio.Future[Any] = loop.create_future()
 
@@ -106,11 +106,11 @@ async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
         error: BaseException | None = None
         try:
             result = context.run(function, *arguments)
-        except StopIteration:  # which no future can hold
+        except StopIteration:  # a future cannot hold one
             error = RuntimeError("the handler raised StopIteration")
         except BaseException as exception:
             error = exception
-        with suppress(RuntimeError):  # the loop has ended meanwhile
+        with suppress(RuntimeError):  # the loop has ended in the meantime
             loop.call_soon_threadsafe(settle, result, error)
 
     context = contextvars.copy_context()
@@ -119,7 +119,7 @@ async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:
-    """What decides the kind: of a partial its function, of an object its `__call__`."""
+    """The function that decides the kind: a partial's function, an object's `__call__`."""
     while isinstance(function, functools.partial):
         function = function.func
     if not inspect.isroutine(function) and not inspect.isclass(function):

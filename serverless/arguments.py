@@ -1,4 +1,4 @@
-"""The command line of a worker: which mode it runs in. The flags are those of RunPod's SDK and of Waverless's."""
+"""The command line of a worker: which mode it runs in. The flags are those of RunPod's and Waverless's SDKs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TEST_INPUT_FILE = "test_input.json"
 EPILOG = f"""\
 Which mode:
   --test_input JSON       answer this one job, print the answer, and exit
-  --rp_serve_api          serve RunPod's API on this machine, with the job queue of a deployed worker behind it
-  neither                 a worker, where the environment names a job queue (RUNPOD_WEBHOOK_GET_JOB or
+  --rp_serve_api          serve RunPod's API on this machine, with the job loop of a deployed worker behind it
+  neither                 run as a worker if the environment names a job queue (RUNPOD_WEBHOOK_GET_JOB or
                           WAVERLESS_WEBHOOK_GET_JOB); else answer the job in {TEST_INPUT_FILE}
 
 The settings are environment variables; docs/configuration.md lists them.
@@ -30,7 +30,7 @@ class Arguments:
     """The command line.
 
     test_job: the job of local mode. serve_api: whether to serve the API, on `api_host` and `api_port`, with up to
-    `api_concurrency` jobs at once (None: as deployed). Neither: a worker. log_level: None where the flag is not given.
+    `api_concurrency` jobs at once (None: as deployed). Neither: a worker. log_level: None if the flag is not given.
     """
 
     test_job: Job | None = None
@@ -42,9 +42,9 @@ class Arguments:
 
 
 def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
-    """Read the command line; where neither it nor the environment names a source of jobs, `test_input.json` does.
+    """Read the command line; if neither it nor the environment names a source of jobs, use `test_input.json`.
 
-    Exits with code 2 and one line for an unknown flag, for bad JSON, or where there is no job at all.
+    Exits with code 2 and one line for an unknown flag, for bad JSON, or if there is no job at all.
     """
     parser = _parser()
     given = parser.parse_args(argv)
@@ -57,7 +57,7 @@ def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
     )
     if given.test_input is not None:
         if given.rp_serve_api:
-            parser.error("--test_input answers one job and --rp_serve_api serves many: give one of them")
+            parser.error("--test_input answers one job and --rp_serve_api serves many: give only one of them")
         return replace(arguments, test_job=_test_job(parser, "--test_input", given.test_input))
     if arguments.serve_api or environ.get("RUNPOD_WEBHOOK_GET_JOB"):
         return arguments
@@ -89,12 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test_input", metavar="JSON", help='the job of local mode, {"input": …}')
     both = _both_names
     parser.add_argument(*both("serve_api"), action="store_true", help="serve the API on this machine")
-    parser.add_argument(*both("api_host"), default=Arguments.api_host, metavar="HOST", help="where: %(default)s")
+    parser.add_argument(*both("api_host"), default=Arguments.api_host, metavar="HOST", help="the address: %(default)s")
     parser.add_argument(
-        *both("api_port"), type=_port, default=Arguments.api_port, metavar="PORT", help="which port: %(default)s"
+        *both("api_port"), type=_port, default=Arguments.api_port, metavar="PORT", help="the port: %(default)s"
     )
     parser.add_argument(
-        *both("api_concurrency"), type=_count, metavar="N", help="jobs at once in the API's mode; default: as deployed"
+        *both("api_concurrency"), type=_count, metavar="N", help="jobs at once in API mode; default: as deployed"
     )
     parser.add_argument(
         *both("log_level"), type=str.upper, choices=LOG_LEVELS, metavar="LEVEL", help=f"one of {', '.join(LOG_LEVELS)}"
@@ -108,7 +108,7 @@ def _both_names(flag: str) -> tuple[str, str]:
 
 def _port(text: str) -> int:
     if not 0 <= (port := int(text)) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port, from 0 (any free one) to 65535")
+        raise argparse.ArgumentTypeError(f"{text} is not a port: expected 0 (any free one) to 65535")
     return port
 
 
@@ -118,7 +118,7 @@ def _count(text: str) -> int:
     return count
 
 
-# argparse names a value's type by its function.
+# argparse uses the function's name as the name of the type.
 _port.__name__ = "port"
 _count.__name__ = "whole number"
 

@@ -1,4 +1,4 @@
-"""Cancelling jobs that the platform stops: a client has cancelled them, or their time is over."""
+"""Cancelling jobs that the platform stops: a client has cancelled them, or they have timed out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from serverless.running import Runner
 
 log = logging.getLogger("worker.jobs")
 
-# A platform whose stop channel is not there is asked again now and then: it may only be away.
+# A platform that seems to have no stop channel is asked again now and then: it may only be down.
 NO_CHANNEL_SECONDS = 60.0
 
 
 async def cancel_stopped_jobs(platform: Platform, runner: Runner) -> None:
-    """Listen on the platform's stop channel for as long as this runs."""
+    """Listen on the platform's stop channel until cancelled."""
     poller, has_channel = Poller("listen for stop signals"), True
     while True:
         with poller.poll() as poll:

@@ -1,8 +1,8 @@
-"""Which platform this process runs on, told from its environment, and Waverless's variables in RunPod's words.
+"""Which platform this process runs on, according to its environment, and Waverless's variables under RunPod's names.
 
 Waverless (WaveSpeed's platform) speaks RunPod's queue protocol, with differences: a job's output must be one JSON
 object, sent once; there is no stop channel; its variables are called `WAVERLESS_*`. RunPod's SDK reads its own
-variables when it is imported, so they are translated before.
+variables when it is imported, so they are translated before that.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _POD_PLACEHOLDERS = ("$WAVERLESS_POD_ID", "$RUNPOD_POD_ID")
 
 
 def detect(environ: Mapping[str, str]) -> PlatformName:
-    """Waverless where its endpoint is named, RunPod where its endpoint or job queue is, else this machine.
+    """Waverless if its endpoint is named, RunPod if its endpoint or job queue is, else this machine.
 
-    Waverless comes first: most of its pods carry RunPod's variables too.
+    Waverless comes first: most of its pods have RunPod's variables set too.
     """
     if environ.get("WAVERLESS_ENDPOINT_ID"):
         return PlatformName.WAVERLESS
@@ -52,7 +52,7 @@ def detect(environ: Mapping[str, str]) -> PlatformName:
 def translate(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables to set before RunPod's SDK is imported, so that it finds Waverless's; empty elsewhere.
 
-    A pod without an id is called by `DEVICE_ID`, else by its endpoint and a random part, as Waverless itself does it.
+    A pod without an id is named after `DEVICE_ID`, else after its endpoint plus a random part, as in Waverless's SDK.
     """
     if detect(environ) is not PlatformName.WAVERLESS:
         return {}

@@ -1,4 +1,4 @@
-"""How this process was started: its command line, the platform it is on, the secrets that it was given."""
+"""How this process was started: its command line, the platform it is on, the secrets it was given."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ class Invocation:
 
 
 def read_invocation(argv: list[str]) -> Invocation:
-    """Read the command line and the environment, and begin to log.
+    """Read the command line and the environment, and start logging.
 
-    Waverless's variables are set as RunPod's, which RunPod's SDK reads when it is imported. Ends the process with code
-    2 and one line for a wrong command line.
+    Waverless's variables are copied to RunPod's, which RunPod's SDK reads when it is imported. Ends the process with
+    code 2 and one line for a wrong command line.
     """
     platform = environment.detect(os.environ)
     os.environ.update(environment.translate(os.environ))
@@ -54,7 +54,7 @@ def read_invocation(argv: list[str]) -> Invocation:
         platform = PlatformName.LOCAL
     mask = Mask.from_environ(os.environ)
     answers_one = arguments.test_job is not None
-    # The answer of local mode goes straight to standard output: whole, however slowly it is read.
+    # Local mode's answer goes straight to standard output, so that all of it arrives, however slowly it is read.
     flush = never_wait_for_readers(mask, ["stderr"] if answers_one else ["stdout", "stderr"])
     atexit.register(flush)
     exit_on_signals(EXIT_FAILED if answers_one else EXIT_OK, last=flush)

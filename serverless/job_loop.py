@@ -1,16 +1,16 @@
-"""Between a platform and the handler: takes jobs while slots are free, runs each, and brings every answer home.
+"""Between a platform and the handler: takes jobs while slots are free, runs each, and delivers every answer.
 
-Knows no protocol: a `Platform` takes and posts. What is promised here is that a job once taken is answered or reported
-failed, whatever the platform, the handler or a signal does meanwhile.
+Knows no protocol: a `Platform` takes and posts. The promise made here is that a job, once taken, is answered or
+reported as failed, whatever the platform, the handler or a signal does in the meantime.
 
-- `taking`: when to ask for how many jobs.
+- `taking`: when to ask for jobs, and for how many.
 - `running`: a job, from its handler's first output to its reported result.
 - `reporting`: outputs and results, sent until the platform takes them.
 - `cancelling`: jobs that the platform stops.
 - `polling`: what may go wrong in a poll.
 
-Each of its tasks has an owner that learns of its end: the tasks of jobs report what ended them (`Runner`), the two that
-take and cancel jobs are watched by whoever runs the loop (`JobLoop.wait_for_failure`).
+Each task has an owner that notices when it ends: `Runner` reports how the tasks of jobs ended, and the two that take
+and cancel jobs are watched by whoever runs the loop (`JobLoop.wait_for_failure`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from serverless.running import Runner
 from serverless.service import Service
 from serverless.taking import LAST_TAKE_SECONDS, Taker
 
-# When an idle worker is told to stop, a poll in flight may still bring jobs: it is waited for this long.
+# When an idle worker is told to stop, a poll in flight may still bring jobs: this is how long to wait for it.
 LAST_POLL_SECONDS = 1.0
-# Jobs that are given up at a stop are reported within this time, or never.
+# Jobs that are given up at a stop are reported within this time, or not at all.
 LAST_REPORT_SECONDS = 5.0
 
 
@@ -42,8 +42,8 @@ class JobLoop:
         concurrency: Callable[[int], int],
         delivery: Delivery = STREAMED,
     ) -> None:
-        """concurrency: from the number of jobs at once so far (1 at first) to the number from now on; asked before each
-        poll, 0 takes no more.
+        """concurrency: takes the current number of jobs at once (1 at first) and returns the new one; called before
+        each poll; 0 takes no more.
         """
         self._platform = platform
         self._runner = Runner(platform, service, delivery=delivery)
@@ -57,14 +57,14 @@ class JobLoop:
         return len(self._runner)
 
     def start(self) -> None:
-        """Begin to take jobs, and to listen for the platform's stop signals."""
+        """Start taking jobs, and listening for the platform's stop signals."""
         self._taking = asyncio.create_task(self._taker.take_jobs(), name="taking jobs")
         self._cancelling = asyncio.create_task(
             cancel_stopped_jobs(self._platform, self._runner), name="listening for stop signals"
         )
 
     async def wait_for_failure(self) -> str:
-        """Return the reason once one of the two has ended by itself, which neither should before `stop`."""
+        """Return the reason once taking or listening has ended by itself; neither should before `stop`."""
         tasks = {task for task in (self._taking, self._cancelling) if task is not None}
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         return "; ".join(reason_of_end(task, task.get_name()) for task in ended)
@@ -76,10 +76,10 @@ class JobLoop:
         hurry: asyncio.Event | None = None,
         reason: str = "the worker stopped before this job was finished",
     ) -> None:
-        """Take no more jobs; let those in flight finish; report those that do not in time as failed, with the reason.
+        """Take no more jobs; let those in flight finish; report the ones that do not finish in time as failed.
 
-        A poll in flight stays open while there is anything to finish: a platform may not notice that a caller has hung
-        up, and would hand it jobs that nobody answers. `hurry` ends the waiting early.
+        A poll in flight stays open while there is anything to finish: a platform may not notice that we hung up, and
+        would hand us jobs that nobody answers. `hurry` ends the waiting early. reason: why the jobs failed.
         """
         self._taker.stop()
         finishing = asyncio.create_task(self._finish())
@@ -91,7 +91,7 @@ class JobLoop:
         await cancel(self._cancelling)
 
     async def _finish(self) -> None:
-        """Return when nothing is in flight; a poll in flight then has a last moment to bring something."""
+        """Return when nothing is in flight; a poll in flight then gets a last moment to bring something."""
         while True:
             await self._runner.idle.wait()
             if self._taking is not None:

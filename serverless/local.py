@@ -1,4 +1,4 @@
-"""API mode: a local RunPod in this process, for the job loop of a deployed worker to work for."""
+"""API mode: a local RunPod in this process, served by the same job loop as a deployed worker's."""
 
 from __future__ import annotations
 
@@ -19,27 +19,28 @@ from serverless.settings import WorkerSettings
 
 log = logging.getLogger("worker.api")
 
-STOPPING = "the worker is stopping; send this again, to another worker or a little later"
+STOPPING = "the worker is stopping; send this again to another worker, or a little later"
 
 
 @asynccontextmanager
 async def local_platform(
     arguments: Arguments, settings: WorkerSettings, stopping: asyncio.Event
 ) -> AsyncGenerator[Platform, None]:
-    """Serve RunPod's API; gives the open connection to its queue, over loopback, as a deployed worker has it.
+    """Serve RunPod's API; gives the open connection to its queue, over loopback, as a deployed worker has one.
 
-    stopping: from then on no job is taken; those that wait are told so. Raises WebServerError (PortInUseError).
+    stopping: once set, no more jobs are accepted, and those that are waiting fail with `STOPPING`. Raises
+    WebServerError (PortInUseError).
     """
     queue, worker_key = JobQueue(), secrets.token_urlsafe()
     access = Access(key=settings.local_api_key, listens_on=arguments.api_host, origins=settings.cors_origins)
     webhooks = Webhooks(only_public=not access.on_loopback, hosts=settings.webhook_hosts)
     app = create_app(queue, worker_key=worker_key, access=access, webhooks=webhooks)
     if not access.on_loopback and access.key is None:
-        log.warning("whoever reaches %s may use this worker; LOCAL_API_KEY asks for a key", arguments.api_host)
+        log.warning("anyone who can reach %s may use this worker; set LOCAL_API_KEY", arguments.api_host)
     async with serving(app, arguments.api_host, arguments.api_port) as port:
         url = url_of(arguments.api_host, port)
         variables = worker_environment(url, worker_key=worker_key)
-        os.environ.update(variables)  # what the SDK reads when it is imported
+        os.environ.update(variables)  # the SDK reads them when it is imported
         queue.ping(variables["RUNPOD_POD_ID"], {})
         log.info("a page to try it: %s/ - OpenAI's API: %s/openai/v1 - RunPod's API: %s/v2/local", url, url, url)
         from serverless.runpod import RunPodPlatform

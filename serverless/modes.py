@@ -1,7 +1,7 @@
-"""The modes that a worker runs in, each from its start to its exit code.
+"""The modes that a worker runs in, each from start to exit code.
 
 worker    jobs from the platform, RunPod or Waverless, through RunPod's SDK
-API       the same, with a local RunPod in this process as the platform (serverless.local)
+API       the same, but the platform is a local RunPod in this process (serverless.local)
 local     one job, from the command line or from `test_input.json`
 """
 
@@ -40,18 +40,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("worker.serverless")
 
-# A worker whose service has failed must be gone within 10 s. Jobs in flight fail by themselves; the loop reports those
-# that have not by then.
+# A worker whose service has failed must be gone within 10 s. Jobs in flight fail by themselves; the loop reports any
+# that have not failed after this time.
 FAILURE_TIMEOUT_SECONDS = 2.0
 
-# Hundreds of jobs under way are many objects, none of them garbage; by Python's own thresholds (700, 10, 10) the
-# collector looks through them all the time.
+# Hundreds of jobs in flight mean many objects, none of them garbage; with Python's own thresholds (700, 10, 10) the
+# collector scans them all the time.
 GC_THRESHOLDS = (20_000, 20, 20)
 
 
 @dataclass(frozen=True)
 class Work:
-    """All that a mode needs: what answers jobs, how its outputs are delivered, how many at once."""
+    """Everything a mode needs: what answers jobs, how its outputs are delivered, how many jobs run at once."""
 
     lifespan: Lifespan
     delivery: Delivery
@@ -71,11 +71,11 @@ def run(
 ) -> NoReturn:
     """Answer jobs in the mode that the invocation asks for; ends the process.
 
-    concurrency: jobs at once, or a function from their number so far to their number from now on. streams: whether a
+    concurrency: jobs at once, or a function that takes the current number and returns the new one. streams: whether a
     job may have several outputs, each sent as it comes. aggregates: whether these are the job's result too.
     """
     arguments = invocation.arguments
-    os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK takes DEBUG and prints every output
+    os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK logs at DEBUG and prints every output
     set_log_level(settings.log_level)
     raise_descriptor_limit()
     concurrency = arguments.api_concurrency or concurrency
@@ -106,7 +106,7 @@ def _run(work: Work, arguments: Arguments) -> int:
         return _run_in_loop(_answer_one(work, arguments.test_job))
     try:
         if arguments.serve_api:
-            from serverless.local import local_platform  # the web framework's import costs the other modes time
+            from serverless.local import local_platform  # imports the web framework, which the other modes do not need
 
             return _run_in_loop(_work(work, partial(local_platform, arguments, work.settings)))
         return _run_worker(work)
@@ -116,9 +116,9 @@ def _run(work: Work, arguments: Arguments) -> int:
 
 
 def _run_in_loop(main: Coroutine[Any, Any, int]) -> int:
-    """Run to the end on uvloop, with a collector that looks less often; docs/performance.md has what each brings."""
+    """Run to the end on uvloop, with fewer garbage collections; docs/performance.md says how much each saves."""
     gc.set_threshold(*GC_THRESHOLDS)
-    gc.freeze()  # what is imported by now stays; the collector need not look at it again
+    gc.freeze()  # what is imported by now stays; the collector need not scan it again
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(main)
 
@@ -169,7 +169,7 @@ def _run_worker(work: Work) -> int:
     if not runpod.is_machine_fit():
         log.error("a fitness check of this machine failed; see above")
         return EXIT_FAILED
-    # The heartbeat begins before the engine does: loading a model takes minutes, and the platform should see us alive.
+    # The heartbeat starts before the engine: loading a model takes minutes, and the platform should see us alive.
     heart = runpod.Heart()
     heart.start()
     return _run_in_loop(_work(work, lambda _: _deployed_platform(work, heart)))
@@ -177,7 +177,7 @@ def _run_worker(work: Work) -> int:
 
 @asynccontextmanager
 async def _deployed_platform(work: Work, heart: Heart) -> AsyncGenerator[Platform, None]:
-    """What a deployed worker has around its jobs; gives the open connection to the platform."""
+    """What a deployed worker runs besides its jobs; gives the open connection to the platform."""
     from serverless.runpod import RunPodPlatform
 
     async with AsyncExitStack() as stack:
@@ -190,7 +190,7 @@ async def _deployed_platform(work: Work, heart: Heart) -> AsyncGenerator[Platfor
             try:
                 await stack.enter_async_context(serving(health_app(), "0.0.0.0", port))
             except PortInUseError as error:
-                log.warning("no /health for Waverless, jobs are answered all the same: %s", error)
+                log.warning("no /health for Waverless, but jobs are answered: %s", error)
             yield await stack.enter_async_context(WaverlessPlatform.connect())
         else:
             yield await stack.enter_async_context(RunPodPlatform.connect(streams=work.delivery.streamed))
@@ -236,7 +236,7 @@ async def _take_jobs(service: Service, jobs: JobLoop, settings: WorkerSettings, 
 
 
 def _reason(task: asyncio.Task[str]) -> str:
-    """The reason that a task has waited for; or why it could not."""
+    """The reason that a task waited for, or why the task itself failed."""
     if task.cancelled() or task.exception() is not None:
         return reason_of_end(task, "watching over the jobs")
     return task.result()

@@ -1,4 +1,4 @@
-"""What a platform is to the job loop: where jobs come from and answers go, and in which form."""
+"""What a platform is to the job loop: where jobs come from and answers go, and in what form."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from serverless.service import Job
 
 
 class PlatformError(Exception):
-    """A call to the platform failed. status: of its answer, None where there was none.
+    """A call to the platform failed. status: that of its answer, None if there was none.
 
-    never: whether there is no point in trying, because what should be sent cannot be encoded.
+    never: whether there is no point in trying again, because the data cannot be encoded.
     """
 
     def __init__(self, reason: str, status: int | None = None, *, never: bool = False) -> None:
@@ -22,7 +22,7 @@ class PlatformError(Exception):
 
     @property
     def is_final(self) -> bool:
-        """Whether the same call can never succeed: the platform understood, and refused."""
+        """Whether the same call can never succeed: the platform understood and refused."""
         refused = self.status is not None and 400 <= self.status < 500 and self.status not in (408, 425, 429)
         return refused or self._never
 
@@ -31,16 +31,16 @@ class Platform(Protocol):
     """Where jobs come from and answers go. All but `begun` and `ended` raise PlatformError."""
 
     async def take(self, most: int) -> list[Any]:
-        """Wait for jobs, a long poll at most; up to `most` of them, or none. They are as the platform sent them.
+        """Wait for jobs, for one long poll at most; return up to `most` of them, or none, as the platform sent them.
 
-        Once the platform has begun to hand jobs over, being cancelled must not lose them: they are returned then too.
+        Once the platform has begun to hand over jobs, a cancellation must not lose them: they are still returned.
         """
 
     async def stopped_jobs(self) -> list[str] | None:
-        """Wait for the ids of jobs to stop, a long poll at most; None on a platform that has no way to say."""
+        """Wait for the ids of jobs to stop, for one long poll at most; None on a platform without a stop channel."""
 
     async def post_output(self, job: Job, output: Any) -> None:
-        """Send one output of a job that goes on."""
+        """Send one output of a job that is still running."""
 
     async def post_result(self, job: Job, result: dict[str, Any]) -> None:
         """Send the end of a job: its `output` or its `error`."""
@@ -54,10 +54,10 @@ class Platform(Protocol):
 
 @dataclass(frozen=True)
 class Delivery:
-    """In which form a job's outputs go to the platform.
+    """The form in which a job's outputs go to the platform.
 
-    streamed: whether each is sent as it comes. result: the job's result, made of all of them. is_whole: whether the
-    result holds every output, so that nothing is lost where one could not be sent.
+    streamed: whether each is sent as it comes. result: makes the job's result from all of them. is_whole: whether the
+    result contains every output, so that nothing is lost if one could not be sent.
     """
 
     streamed: bool
@@ -66,7 +66,7 @@ class Delivery:
 
 
 def the_only_one(outputs: list[Any]) -> Any:
-    """The result of a handler that yields one output."""
+    """The result for a handler that yields one output."""
     return outputs[0] if outputs else None
 
 

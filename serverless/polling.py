@@ -1,4 +1,4 @@
-"""Polls of one channel of the platform: what may go wrong in each, and how long to wait before the next."""
+"""Polling one of the platform's channels: what may go wrong in a poll, and how long to wait before the next."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from serverless.platform import PlatformError
 
 log = logging.getLogger("worker.jobs")
 
-# How the SDK polls (runpod 1.12.0, rp_scale.py): a long poll is given up after 90 s, "too many requests" costs 5 s.
+# As the SDK polls (runpod 1.12.0, rp_scale.py): it gives up a long poll after 90 s, and waits 5 s after a 429.
 LONG_POLL_SECONDS = 90.0
 TOO_MANY_REQUESTS_PAUSE_SECONDS = 5.0
 ERROR_PAUSE_SECONDS = 1.0
-# A platform without long polls (Waverless) answers "nothing" at once; such a poll is repeated after a pause. The same
-# goes for answers that hold nothing to do.
+# A platform without long polls (Waverless) answers "nothing" at once; the next poll then waits this long. So it does
+# after an answer with nothing to do in it.
 EMPTY_POLL_PAUSE_SECONDS = 0.2
-# What goes wrong in the same way again is logged this often.
+# The same failure, if it repeats, is logged this often.
 SAY_AGAIN_SECONDS = 60.0
 
 
 @dataclass
 class Poll:
-    """One poll. found: to be set when it has brought something to do."""
+    """One poll. found: set it if the poll brought something to do."""
 
     found: bool = False
 
 
 class Poller:
-    """Keeps a channel's polls going: nothing that a poll raises ends them, and nothing makes them spin."""
+    """Keeps a channel's polls going: no exception in a poll ends them, and nothing makes them spin."""
 
     def __init__(self, what: str) -> None:
         """what: completes "could not …" in the log."""
@@ -43,7 +43,7 @@ class Poller:
 
     @contextmanager
     def poll(self) -> Generator[Poll, None, None]:
-        """Around one poll. Swallows every exception but cancellation, and says what was unexpected."""
+        """Wrap one poll. Swallows every exception but cancellation, and logs what went wrong."""
         poll, began = Poll(), time.monotonic()
         try:
             yield poll

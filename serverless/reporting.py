@@ -1,7 +1,7 @@
-"""Bringing outputs and results to the platform, again and again while that can help.
+"""Delivering outputs and results to the platform, with retries for as long as they can help.
 
-What is promised is "at least once": where an answer to a post is lost, nobody can tell whether the post arrived, and it
-is sent again. docs/operations.md says what that means for a client.
+The promise is "at least once": if the answer to a post is lost, nobody can tell whether the post arrived, so it is sent
+again. docs/operations.md says what that means for a client.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ from serverless.service import Job
 
 log = logging.getLogger("worker.jobs")
 
-# How long a platform that does not take an answer is tried, with growing pauses between. A part of a stream waits less
-# long: its client would see the hole, and the result is still to come. A whole answer is only offered, since the result
-# has it too.
+# How long to keep trying if the platform does not take an answer, with growing pauses. A part of a stream is given up
+# sooner: its client would notice the gap, and the result is still to come. A whole answer is only offered, since the
+# result has it too.
 OUTPUT_RETRY_SECONDS = 60.0
 OFFER_SECONDS = 5.0
 RESULT_RETRY_SECONDS = 10 * 60.0
-# The last event of a stream that broke off, which must come before the result.
+# For the last event of a stream that broke off, which must go before the result.
 LAST_EVENT_RETRY_SECONDS = 5 * 60.0
 FIRST_RETRY_PAUSE_SECONDS = 0.25
 LONGEST_RETRY_PAUSE_SECONDS = 10.0
-# A post that fails in a way that nobody foresaw will hardly succeed later.
+# A post that fails with an unexpected exception is unlikely to succeed later.
 UNEXPECTED_TRIES = 3
 
 
 class Reporter:
-    """What jobs have to say, on its way to the platform. Nothing here raises but cancellation."""
+    """Sends the outputs and results of jobs to the platform. Raises nothing but CancelledError."""
 
     def __init__(self, platform: Platform) -> None:
         self._platform = platform
 
     async def report_output(self, job: Job, output: Any) -> PlatformError | None:
-        """Send a part of a stream, for as long as its client would wait for it; what kept it from being taken."""
+        """Send a part of a stream, for as long as its client would wait. Returns the error if it was not taken."""
         error = await _until_taken(lambda: self._platform.post_output(job, output), OUTPUT_RETRY_SECONDS)
         if error is not None:
             log.error("job %s: a part of its stream was not taken by the platform: %s", job["id"], error)
         return error
 
     async def offer_output(self, job: Job, output: Any) -> None:
-        """Send a whole answer ahead of the result, which has it too: once, and whatever comes of it."""
+        """Try once to send a whole answer ahead of the result, which has it too."""
         try:
             async with asyncio.timeout(OFFER_SECONDS):
                 error = await _until_taken(lambda: self._platform.post_output(job, output), 0.0)
@@ -56,7 +56,7 @@ class Reporter:
             log.info("job %s: its answer was not taken as an output (%s); the result has it", job["id"], error)
 
     async def report_last_event(self, job: Job, event: Any, *, most_seconds: float = LAST_EVENT_RETRY_SECONDS) -> None:
-        """Send the event that ends a broken-off stream, as soon as the platform takes one."""
+        """Send the event that ends a broken-off stream, as soon as the platform takes it."""
         try:
             async with asyncio.timeout(most_seconds):
                 error = await _until_taken(lambda: self._platform.post_output(job, event), most_seconds)
@@ -66,7 +66,7 @@ class Reporter:
             log.error("job %s: its stream could not be ended with an error: %s", job["id"], error)
 
     async def report_result(self, job: Job, result: dict[str, Any]) -> None:
-        """Send the result. One that is refused for good is replaced by an error that says so."""
+        """Send the result. If it is refused for good, send an error that says so instead."""
         error = await _until_taken(lambda: self._platform.post_result(job, result), RESULT_RETRY_SECONDS)
         if error is None:
             return
@@ -77,7 +77,7 @@ class Reporter:
 
 
 async def _until_taken(post: Callable[[], Awaitable[None]], most_seconds: float) -> PlatformError | None:
-    """Post until the platform takes it; the last error when it refuses for good, or for too long."""
+    """Post until the platform takes it; returns the last error if it refuses for good, or for too long."""
     deadline = time.monotonic() + most_seconds
     pause, unexpected = FIRST_RETRY_PAUSE_SECONDS, 0
     while True:

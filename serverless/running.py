@@ -1,4 +1,4 @@
-"""Running jobs: each in a task of its own, from the handler's first output to the platform's receipt of the result."""
+"""Running jobs: each in its own task, from the handler's first output until the platform has taken the result."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from serverless.service import Job, Service, error_of
 
 log = logging.getLogger("worker.jobs")
 
-# Longer ids are not a platform's.
+# No platform has longer ids.
 MAX_ID_BYTES = 512
-# At a stop: the time for a broken-off stream's last event, of the time that its result needs more.
+# At a stop: the time for a broken-off stream's last event. It is short, since the result needs the time more.
 LAST_EVENT_SECONDS = 1.5
-# At a stop: how long a handler may take to clean up before its job is reported over its head.
+# At a stop: how long a handler may take to clean up before its job is reported without waiting for it.
 CLEANUP_SECONDS = 2.0
 
 BROKEN_OFF = "the platform did not take a part of the streamed answer"
@@ -34,28 +34,28 @@ TOO_LARGE = (
 
 @dataclass
 class _Run:
-    """One job under way: what it has sent so far, and how it stands."""
+    """One job in flight: what it has sent so far, and its state."""
 
     job: Job
     task: asyncio.Task[None] = field(init=False)
     outputs: list[Any] = field(default_factory=list)
     is_reporting: bool = False
-    """Its result is known and on its way."""
+    """Its result is known and being sent."""
     is_unwanted: bool = False
-    """The platform has stopped it; nobody waits for a result."""
+    """The platform has stopped it; nobody is waiting for a result."""
     break_off: JobError | None = None
-    """Why its stream has ended early: a part was not taken."""
+    """Why its stream ended early: a part was not taken."""
     ending: asyncio.Task[None] | None = None
-    """Brings that to the stream's reader."""
+    """Sends that reason to the stream's reader."""
     successor: Job | None = None
-    """The same job, handed over again while this run cleans up."""
+    """The same job, handed over again while this run was cleaning up."""
 
 
 class Runner:
     """The jobs in flight: taken, and not yet answered."""
 
     def __init__(self, platform: Platform, service: Service, *, delivery: Delivery) -> None:
-        """What jobs are run with; see `JobLoop`."""
+        """See `JobLoop`."""
         self.slot_free = asyncio.Event()
         """Set whenever a job has ended, or has left its slot."""
         self.idle = asyncio.Event()
@@ -74,17 +74,17 @@ class Runner:
 
     @property
     def reporting(self) -> int:
-        """How many of them are over but for their result, which is on its way."""
+        """How many of them are finished, except that their result is still being sent."""
         return sum(run.is_reporting for run in self._runs.values())
 
     def begin(self, job: Any) -> bool:
-        """Run what the platform has handed over; whether there was something to run."""
+        """Run what the platform has handed over. Returns whether there was something to run."""
         if (job_id := _id_of(job)) is None:
             if job:
                 log.error("the platform sent a job without a usable id; there is nobody to answer")
             return False
         if (run := self._runs.get(job_id)) is not None:
-            if run.is_unwanted:  # stopped, and already wanted again
+            if run.is_unwanted:  # stopped, and now handed over again
                 run.successor = job
             return run.is_unwanted
         self._platform.begun(job_id)
@@ -95,7 +95,7 @@ class Runner:
         return True
 
     def cancel(self, job_id: str) -> bool:
-        """End a job that nobody wants any more; its result is not reported. Whether there was such a job."""
+        """End a job that nobody wants any more; its result is not reported. Returns whether there was such a job."""
         if (run := self._runs.get(job_id)) is None or run.is_unwanted:
             return False
         run.is_unwanted = True
@@ -103,15 +103,15 @@ class Runner:
         return True
 
     def close(self, reason: str) -> None:
-        """Run no more jobs: one that begins from now on fails with the reason."""
+        """Run no more jobs: any that begins from now on fails with this reason."""
         self._closed = UnavailableError(reason)
 
     async def abandon(self, *, timeout_seconds: float) -> None:
-        """Report every job that is not finished as failed, with the reason of `close`.
+        """Report every unfinished job as failed, with the reason given to `close`.
 
         Reports that the platform has not taken by the timeout are given up.
         """
-        await asyncio.sleep(0)  # a job that has only just been taken begins, or its cancellation would go unreported
+        await asyncio.sleep(0)  # lets a job that was only just taken begin, or its cancellation would go unreported
         runs = list(self._runs.values())
         for run in runs:
             if not run.is_reporting:
@@ -122,13 +122,13 @@ class Runner:
         await asyncio.wait({run.task for run in runs}, timeout=min(CLEANUP_SECONDS, timeout_seconds))
         reports = {run.task for run in runs}
         for run in runs:
-            if not (run.task.done() or run.is_reporting or run.is_unwanted):  # its handler does not let go
+            if not (run.task.done() or run.is_reporting or run.is_unwanted):  # its handler is still busy
                 run.is_unwanted = True
                 reports.add(asyncio.create_task(self._report_over_its_head(run)))
         rest = max(deadline - asyncio.get_running_loop().time(), 0.0)
         _, unreported = await asyncio.wait(reports, timeout=rest)
         if unreported:
-            log.error("%d jobs could not be reported: the platform does not take their results", len(unreported))
+            log.error("%d jobs could not be reported: the platform did not take their results", len(unreported))
             await cancel(*unreported)
 
     async def _report_over_its_head(self, run: _Run) -> None:
@@ -157,9 +157,9 @@ class Runner:
             await cancel(run.ending)
 
     async def _result_of(self, run: _Run) -> dict[str, Any]:
-        """Run the handler to its end, whatever it raises; the result to report.
+        """Run the handler to its end, whatever it raises; returns the result to report.
 
-        Raises CancelledError where the platform has stopped the job.
+        Raises CancelledError if the platform has stopped the job.
         """
         job_id = run.job["id"]
         if self._closed is not None:
@@ -175,12 +175,12 @@ class Runner:
             return await self._break_off(run, self._reason())
         except JobError as error:
             return {"error": error.as_json()}
-        except BaseException as exception:  # SystemExit and the like too: it ends this job, and no other
+        except BaseException as exception:  # SystemExit and the like too: it ends this job and no other
             log.error("job %s: the handler raised %s:\n%s", job_id, *type_and_place(exception))
             return {"error": JobError().as_json()}
 
     async def _answer(self, run: _Run) -> dict[str, Any]:
-        """Run the handler, sending each output as it comes; the result to report."""
+        """Run the handler, sending each output as it comes; returns the result to report."""
         job = run.job
         if isinstance(large := job.get("input"), LargeJson) and not self._service.takes_large_json:
             job = job | {"input": await asyncio.to_thread(json.loads, large.text)}
@@ -196,7 +196,7 @@ class Runner:
         return {"output": self._delivery.result(run.outputs)}
 
     async def _send(self, run: _Run, output: Any) -> None:
-        """Send an output now. Where a part of a stream is not taken, nothing follows it but an error event."""
+        """Send an output now. If a part of a stream is not taken, nothing follows it but an error event."""
         if self._service.is_whole_answer(output):
             await self._reporter.offer_output(run.job, output)
         elif error := await self._reporter.report_output(run.job, output):
@@ -206,7 +206,7 @@ class Runner:
                 run.ending = asyncio.create_task(self._reporter.report_last_event(run.job, event))
 
     async def _break_off(self, run: _Run, error: JobError) -> dict[str, Any]:
-        """End a job that is not finished: a stream gets a last event, so that nobody takes it for whole."""
+        """End an unfinished job: a stream gets a last event, so that nobody takes it for complete."""
         event_form = self._service.error_event
         if event_form is not None and run.break_off is None and any(isinstance(output, str) for output in run.outputs):
             event = event_form(run.job, error)
@@ -217,13 +217,13 @@ class Runner:
         run.is_reporting = True
         self.slot_free.set()
         if run.ending is not None:
-            # The stream's last event goes first: the platform takes none once it has the result.
+            # The stream's last event goes first: once the platform has the result, it takes no more events.
             await asyncio.wait({run.ending}, timeout=LAST_EVENT_SECONDS if self._closed else None)
         await self._reporter.report_result(run.job, result)
 
 
 def _id_of(job: Any) -> str | None:
-    """A job's id, if it can be part of a URL's path: quoted, dot segments and half a surrogate pair still cannot."""
+    """A job's id, if it can be part of a URL's path. Even quoted, dot segments and half a surrogate pair cannot."""
     job_id = job.get("id") if isinstance(job, dict) else None
     if not isinstance(job_id, str) or job_id in ("", ".", ".."):
         return None

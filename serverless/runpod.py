@@ -1,7 +1,7 @@
 """Everything that touches RunPod's SDK; the only file that imports it.
 
-Importing it reads most `RUNPOD_*` variables for good. What is used here of the SDK's inner modules (runpod 1.12.0),
-none of it promised to stay (tests/unit/test_sdk_pieces.py looks at each):
+Importing it reads most `RUNPOD_*` variables once and for all. These are the parts of the SDK's internals (runpod
+1.12.0) that are used here; none of them is guaranteed to stay (tests/unit/test_sdk_pieces.py checks each):
 
 runpod.http_client                           AsyncClientSession: the session with the worker's credentials
 runpod.serverless.modules.rp_fitness         run_fitness_checks
@@ -57,29 +57,29 @@ __all__ = [
     "validate",
 ]
 
-# A poll's answer may begin as late as LONG_POLL_SECONDS, and then has this long to come to its end: enough for twenty
-# jobs of 20 MB at 55 Mbit/s.
+# A poll's answer may take LONG_POLL_SECONDS to begin, and then has this long to finish: enough for twenty jobs of 20 MB
+# at 55 Mbit/s.
 BODY_SECONDS = 60.0
 POLL_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=30.0)
 
-# The session's own limit is 600 s; a post that hangs is better tried again.
+# The session's own limit is 600 s; it is better to retry a post that hangs.
 POST_TIMEOUT = aiohttp.ClientTimeout(60)
 
-# Between the end of a heartbeat and the next.
+# From the end of one heartbeat process to the start of the next.
 HEART_PAUSE_SECONDS = 1.0
 JOIN_SECONDS = 1.0
 
-# The heartbeat tells of the jobs in progress every few seconds (rp_ping.py); it is told of changes after so long. The
-# SDK itself lists all jobs anew whenever one begins or ends.
+# The heartbeat reports the jobs in progress every few seconds (rp_ping.py); it learns of changes after this delay. The
+# SDK itself lists all jobs again whenever one begins or ends.
 MIRROR_SECONDS = 0.1
 _mirror = PingJobMirror()
 
-# As the SDK posts results (rp_http.py): JSON, under a form's content type.
+# As the SDK posts results (rp_http.py): JSON, with a form's content type.
 POST_HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded"}
 
 
 class RunPodPlatform:
-    """RunPod's job queue, or one that speaks its protocol. A `Platform`."""
+    """RunPod's job queue, or another one that speaks its protocol. A `Platform`."""
 
     def __init__(self, session: aiohttp.ClientSession, helper: HelperProcess, *, streams: bool) -> None:
         self._session = session
@@ -91,25 +91,25 @@ class RunPodPlatform:
     @classmethod
     @asynccontextmanager
     async def connect(cls, *, streams: bool = True) -> AsyncGenerator[RunPodPlatform, None]:
-        """Open the session with the worker's credentials, for as long as this lasts.
+        """Open a session with the worker's credentials, for the length of this context.
 
-        streams: whether jobs have outputs that are sent as they come; the platform is told so with each result.
+        streams: whether jobs have outputs that are sent as they come; each result tells the platform so.
         """
         # No cookies are sent or kept.
         async with AsyncClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session, HelperProcess() as helper:
             yield cls(session, helper, streams=streams)
 
     async def take(self, most: int) -> list[Any]:
-        """One long poll. The SDK's own get_job would drop a whole batch for one job that does not parse."""
+        """One long poll. The SDK's own get_job would drop a whole batch because of one job that does not parse."""
         answer = await self._poll(_job_get_url(most))
-        if answer is None or answer.status in (204, 400):  # 400: expected under FlashBoot, says the SDK
+        if answer is None or answer.status in (204, 400):  # 400: expected with FlashBoot, says the SDK
             return []
         if answer.status >= 300:
             raise PlatformError(f"the platform answered {answer.status}", answer.status)
         return await self._values(answer)
 
     async def stopped_jobs(self) -> list[str] | None:
-        """One long poll of the stop channel, at an address made from the take channel's; None where it is not there."""
+        """One long poll of the stop channel, whose URL is derived from the take channel's; None if there is none."""
         url = _job_stop_url()
         if url is None:
             return None
@@ -125,10 +125,10 @@ class RunPodPlatform:
         return [job_id for job_id in job_ids if isinstance(job_id, str)] if isinstance(job_ids, list) else []
 
     async def _poll(self, url: str) -> _Answer | None:
-        """A GET whose answer may take a long poll to begin; None where it does not begin.
+        """A GET whose answer may take a whole long poll to begin; None if it does not begin.
 
-        An answer that has begun is read to its end, even when this is cancelled meanwhile: it may hold jobs, which the
-        platform counts as ours by now.
+        An answer that has begun is read to its end, even if this is cancelled in the meantime: it may contain jobs,
+        which the platform already counts as ours.
         """
         try:
             async with asyncio.timeout(LONG_POLL_SECONDS) as waiting:
@@ -146,10 +146,10 @@ class RunPodPlatform:
             return await reading  # bounded by BODY_SECONDS
 
     async def _values(self, answer: _Answer) -> list[Any]:
-        """The elements of an answer's JSON array, or its one value; none where there is nothing in it.
+        """The elements of an answer's JSON array, or its one value; an empty list if there is nothing in it.
 
-        Raises PlatformError for anything but JSON. A large answer is read in the helper process, job by job; where that
-        fails, here: jobs that are taken must not be lost.
+        Raises PlatformError for anything but JSON. A large answer is read in the helper process, job by job; if that
+        fails, it is read here: jobs that were taken must not be lost.
         """
         try:
             if sum(map(len, answer.body)) >= LARGE_BYTES:
@@ -170,7 +170,7 @@ class RunPodPlatform:
         await self._post(JOB_DONE_URL, job, result, is_stream=self._streams)  # true for generators, in the SDK too
 
     def begun(self, job_id: str) -> None:
-        """Count a job as in progress, for the heartbeat and the take channel to report."""
+        """Count a job as in progress; the heartbeat and the take channel report the count."""
         self._progress.add(job_id)
         self._mirror_soon()
 
@@ -188,7 +188,7 @@ class RunPodPlatform:
         _mirror.set(self._progress.get_job_list())
 
     async def _post(self, url: str, job: Job, data: dict[str, Any], *, is_stream: bool) -> None:
-        job_id = quote(job["id"], safe="")  # an id must not change where a result goes
+        job_id = quote(job["id"], safe="")  # an id must not be able to change where a result goes
         url = url.replace("$ID", job_id) + f"&isStream={str(is_stream).lower()}"
         headers = POST_HEADERS | {"X-Request-ID": job_id}
         try:
@@ -208,14 +208,14 @@ class RunPodPlatform:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a poll was answered."""
+    """The answer to a poll."""
 
     status: int
     body: list[bytes]
 
 
 async def _read(response: aiohttp.ClientResponse) -> _Answer:
-    """The whole answer. Raises PlatformError where it does not come to its end."""
+    """The whole answer. Raises PlatformError if it breaks off."""
     async with response:
         try:
             async with asyncio.timeout(BODY_SECONDS):
@@ -249,24 +249,24 @@ def jobs_in_progress() -> int:
 
 
 class Heart:
-    """Reports this worker alive to the platform, from a process of its own that ends with this one.
+    """Reports to the platform that this worker is alive, from a separate process that ends with this one.
 
-    The SDK's own start_ping would let the heart of a killed worker beat on, and would not notice one that stops. Here a
-    keeper process, forked before this process has connections, starts the heartbeat again whenever it dies; the worker
-    itself looks after the keeper.
+    With the SDK's own start_ping, the heartbeat of a killed worker would go on, and one that stops would go unnoticed.
+    Here a keeper process, forked before this process has connections, restarts the heartbeat whenever it dies; the
+    worker itself restarts the keeper.
     """
 
     def __init__(self) -> None:
         self._keeper: multiprocessing.Process | None = None
 
     def start(self) -> None:
-        """Begin to beat; nothing where the platform wants no heartbeat."""
+        """Start the heartbeat, if the platform wants one."""
         if os.environ.get("RUNPOD_WEBHOOK_PING"):
             self._keeper = multiprocessing.Process(target=_keep_beating, args=(_mirror,), name="heartbeat", daemon=True)
             self._keeper.start()
 
     async def keep(self) -> None:
-        """Start the keeper again whenever it ends, for as long as this runs."""
+        """Restart the keeper whenever it ends, until cancelled."""
         while self._keeper is not None:
             await _ended(self._keeper)
             log.error("the heartbeat has stopped (code %s); it is started again", self._keeper.exitcode)
@@ -274,7 +274,7 @@ class Heart:
             try:
                 self.start()
             except OSError as error:
-                log.error("this worker has no heartbeat, and the platform may take it for dead: %s", error.strerror)
+                log.error("this worker has no heartbeat, and the platform may think it is dead: %s", error.strerror)
 
 
 async def _ended(process: multiprocessing.Process) -> None:
@@ -289,7 +289,7 @@ async def _ended(process: multiprocessing.Process) -> None:
 
 
 def _keep_beating(mirror: Any) -> None:
-    """In the keeper: fork the heartbeat, wait for its end, and again."""
+    """In the keeper: fork the heartbeat, wait for it to end, and repeat."""
     die_with_parent()
     _close_sockets()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C reaches the whole group; the worker decides
@@ -304,9 +304,9 @@ def _keep_beating(mirror: Any) -> None:
 
 
 def _close_sockets() -> None:
-    """A keeper that is started late is forked from a process with connections: held open here, they would not close.
+    """A restarted keeper is forked from a process with connections, which could not close while they are open here.
 
-    Pipes stay: the end of one of them is how the worker learns that this process has ended (`Process.sentinel`).
+    Pipes stay open: when one of them closes, the worker knows that this process has ended (`Process.sentinel`).
     """
     for descriptor in map(int, os.listdir("/proc/self/fd")):
         with suppress(OSError):
@@ -328,8 +328,8 @@ def _beat(mirror: Any) -> NoReturn:
 def is_machine_fit() -> bool:
     """Run the SDK's checks of memory, disk, network and GPU.
 
-    They run before the engine takes the GPU, since they want to find it free, and in a process of their own, since
-    they load torch and open the GPU, and end the process that they run in.
+    They run before the engine takes the GPU, because they expect it to be free, and in a separate process, because
+    they load torch, open the GPU, and end the process they run in.
     """
     process = multiprocessing.Process(target=_run_fitness_checks, name="fitness-checks")
     process.start()
@@ -338,7 +338,7 @@ def is_machine_fit() -> bool:
 
 
 def _run_fitness_checks() -> None:
-    die_with_parent()  # which may be told to stop meanwhile
+    die_with_parent()  # the parent may be told to stop in the meantime
     from runpod.serverless.modules.rp_fitness import run_fitness_checks
 
     asyncio.run(run_fitness_checks())

@@ -23,8 +23,8 @@ class Service:
     handler: answers each job.
     wait_until_ready: returns while jobs should be taken; raises JobError when they never will be again.
     wait_for_failure: returns the reason once the service breaks for good.
-    error_event: an error in the form in which a job's broken-off stream ends; None where outputs have no such form.
-    is_whole_answer: whether an output is all that its job will answer, so that the result will have it too.
+    error_event: turns an error into the last event of a job's broken-off stream; None if outputs are not events.
+    is_whole_answer: whether an output is its job's entire answer, which the result will have too.
     takes_large_json: whether the handler takes a large input as LargeJson; else it gets every input parsed.
     """
 
@@ -37,11 +37,11 @@ class Service:
 
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Service]]
-"""Starts what answers jobs; ends it. Raises StartError where it does not start."""
+"""Starts what answers jobs, and ends it. Raises StartError if it does not start."""
 
 
 def error_of(output: Any) -> str | None:
-    """The error text where an output is a handler's report of failure, else None."""
+    """The error text if an output is a handler's report of failure, else None."""
     if isinstance(output, dict) and output.get("error"):
         return str(output["error"])
     return None

@@ -1,4 +1,4 @@
-"""What a user may set of a worker, whatever its handler does."""
+"""The settings of a worker, whatever its handler does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common.variables import read_variables
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """This room's part of the worker's variables (`common.variables`), by their names and meanings there."""
+    """This package's part of the worker's variables; `common.variables` says what each one means."""
 
     max_concurrency: int
     shutdown_timeout_seconds: float

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Stop:
-    """A request to stop. Before `gracefully` is set it cancels the running task; a second one asks to hurry."""
+    """A request to stop. Until `gracefully` is set, it cancels the running task; a second request asks to hurry."""
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
@@ -28,7 +28,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Generator[Stop, None, None]:
-    """Signals request a stop while this lasts; the handlers from before are put back at the end."""
+    """Within this context, signals request a stop; the previous handlers are restored at the end."""
     loop, stop = asyncio.get_running_loop(), Stop()
     signals = (signal.SIGTERM, signal.SIGINT)
     before = [signal.getsignal(number) for number in signals]

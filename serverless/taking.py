@@ -1,4 +1,4 @@
-"""Taking jobs: one poll after the other while slots are free and the service is ready."""
+"""Taking jobs: one poll after another while slots are free and the service is ready."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from serverless.running import Runner
 
 log = logging.getLogger("worker.jobs")
 
-# How long a poll that is under way at a stop may need to hand over what it has begun to.
+# At a stop: how long a poll that has begun to hand over jobs may take to finish.
 LAST_TAKE_SECONDS = 30.0
-# With no slot free, the number of slots is asked for again after this time; it may have grown by itself.
+# With no slot free, the number of slots is asked for again after this time; it may have grown.
 CONCURRENCY_SECONDS = 1.0
-# Slots that become free within this time of each other are filled by one poll: one after the other would cost a round
-# trip each. It also lets the results go out first, so that the platform sees a slot free before it is asked to fill it.
+# Slots that become free within this time of each other are filled by one poll: filling them one by one would cost a
+# round trip each. The results also go out first, so the platform sees a free slot before it is asked to fill it.
 GATHERING_SECONDS = 0.005
 
 
@@ -44,7 +44,7 @@ class Taker:
         self._poller = Poller("take jobs")
 
     def stop(self) -> None:
-        """Begin no further poll; one that is in flight goes on."""
+        """Start no more polls; one that is in flight goes on."""
         self._stopping.set()
         self._runner.slot_free.set()
 
@@ -53,7 +53,7 @@ class Taker:
         while True:
             try:
                 await self._wait_until_ready()
-            except JobError:  # never again; whoever runs this loop stops it
+            except JobError:  # it never will be; whoever runs this loop stops it
                 await self._stopping.wait()
             if self._stopping.is_set():
                 return
@@ -67,15 +67,15 @@ class Taker:
     def _free_slots(self) -> int:
         """How many more jobs may be taken now.
 
-        A job whose result is on its way leaves its slot to the next, up to as many as there are slots: more results
-        that the platform does not take would only pile up.
+        A job whose result is being sent frees its slot, but no more jobs do so than there are slots: if the platform
+        does not take results, they would only pile up.
 
-        A user's function that fails leaves the number of slots as it was.
+        If the user's function fails, the number of slots stays as it was.
         """
         try:
             self._capacity = int(self._concurrency(self._capacity))
         except Exception as error:
-            log.error("the concurrency modifier raised %s; %d at once as before", type(error).__name__, self._capacity)
+            log.error("the concurrency modifier raised %s; still %d jobs at once", type(error).__name__, self._capacity)
         return self._capacity - len(self._runner) + min(self._runner.reporting, self._capacity)
 
     async def _wait_for_slot(self) -> None:
@@ -85,7 +85,7 @@ class Taker:
         await self._pause(GATHERING_SECONDS)
 
     async def _take(self, poll: Poll, most: int) -> None:
-        """Take what one poll brings, even when this is cancelled while the platform hands it over."""
+        """Take what one poll brings, even if this is cancelled while the platform hands it over."""
         taking = asyncio.create_task(self._platform.take(most))
         try:
             await asyncio.wait({taking})

@@ -1,7 +1,7 @@
 """JSON from outside, which may be a bomb: nested without end, or with numbers of a million digits.
 
-Python's reader refuses both, and the whole text with them. Where several jobs come in one text, that would lose them
-all; here the hostile part is cut out, so that the rest can be read and its sender told.
+Python's parser refuses both, and the whole text with them. If several jobs come in one text, that would lose them all;
+here the hostile part is cut out, so that the rest can be read and its sender gets an answer.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]+|[\]}]+', re.DOTALL)
 
 
 async def parse_tolerantly(body: bytes) -> Any:
-    """The value that a JSON text holds, its too deep parts as null and its too long whole numbers as floats.
+    """The value of a JSON text; parts that are too deep become null, and integers that are too long become floats.
 
     Raises ValueError for anything but JSON.
     """
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        # Rare, and a bomb may be 20 MB: not on the event loop.
+        # Rare, but a bomb may be 20 MB: not on the event loop.
         return await asyncio.to_thread(_parse_with_care, body)
 
 
@@ -42,9 +42,9 @@ def _parse_with_care(body: bytes) -> Any:
 
 
 def sift(body: bytes) -> Iterator[Any]:
-    """The values of a JSON array, one at a time; of anything else the value itself. A task for `HelperProcess`.
+    """The values of a JSON array, one at a time; for anything else, the value itself. A task for `HelperProcess`.
 
-    Of an object, a large `input` comes as LargeJson. Raises ValueError for anything but JSON.
+    A large `input` in an object comes as LargeJson. Raises ValueError for anything but JSON.
     """
     done = 0
     try:
@@ -58,7 +58,7 @@ def sift(body: bytes) -> Iterator[Any]:
 
 
 def _elements(text: str) -> Iterator[Any]:
-    """The elements of an array, each read when it is asked for, so that only one of them is in memory."""
+    """The elements of an array, each read when it is asked for, so that only one of them is in memory at a time."""
     decoder = json.JSONDecoder()
     if not text.startswith("["):
         yield decoder.decode(text)
@@ -93,7 +93,7 @@ def _outline(value: Any) -> Any:
 
 
 def cut_to_depth(text: str, levels: int) -> str:
-    """The JSON text with every array and object below that many levels replaced by null. Takes no stack."""
+    """The JSON text with every array and object below that many levels replaced by null. Does not recurse."""
     kept: list[str] = []
     depth, kept_to = 0, 0
     for token in _TOKEN.finditer(text):

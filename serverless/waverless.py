@@ -1,4 +1,4 @@
-"""What is Waverless's alone: the form of its results, its missing stop channel, and its `GET /health`."""
+"""What is special about Waverless: the form of its results, its missing stop channel, and its `GET /health`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from serverless.runpod import WORKER_ID, RunPodPlatform, jobs_in_progress
 
 
 class WaverlessPlatform(RunPodPlatform):
-    """RunPod's protocol without a stop channel. It has no channel for single outputs: what is posted ends the job."""
+    """RunPod's protocol without a stop channel. It has no channel for streamed outputs: any post ends the job."""
 
     async def stopped_jobs(self) -> list[str] | None:
         """None: there is no such channel."""
@@ -29,6 +29,6 @@ def health_app() -> FastAPI:
 
 
 def one_object(outputs: list[Any]) -> dict[str, Any]:
-    """A result for a platform that takes one JSON object and nothing else; anything else goes under `output`."""
+    """A result for a platform that takes one JSON object and nothing else; other values are put under `output`."""
     result = outputs[0] if len(outputs) == 1 else outputs
     return result if isinstance(result, dict) else {"output": result}
