@@ -1,7 +1,7 @@
-"""The engine's plan: SGLang's command line from the environment. `python engine.py` serves SGLang by it, without jobs.
+"""The engine's plan: SGLang's command line, from the environment. `python engine.py` runs it, without a worker.
 
-Planning is pure: a mapping of variables in, a `Launch` out, every problem reported at once. What runs it is in
-sglang_engine: `process` and `supervisor` under a worker, `foreground` for `python engine.py`.
+Planning is pure: a mapping of variables in, a `Launch` out, every problem reported at once. The code that runs it is in
+sglang_engine: `process` and `supervisor` for a worker, `foreground` for `python engine.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from sglang_engine.presets import PRESETS, Preset
 from sglang_engine.spelling import nearest_names
 from sglang_engine.vllm_names import VLLM_NAMES
 
-# Names that users of RunPod's official SGLang and vLLM workers know, where they mean the same as an option of SGLang.
+# Names from RunPod's official SGLang and vLLM workers that mean the same as one of SGLang's options.
 RUNPOD_NAMES: dict[str, str] = {
     "MODEL_NAME": "MODEL_PATH",
     "MODEL_REVISION": "REVISION",
@@ -39,12 +39,12 @@ RUNPOD_NAMES: dict[str, str] = {
 }
 
 _NO_GRPC = "the worker talks HTTP to its engine"
-_PLAIN_HTTP = "the worker reaches its engine in plain HTTP, on this machine; TLS ends at the platform"
+_PLAIN_HTTP = "the worker reaches its engine over plain HTTP, on this machine; TLS ends at the platform"
 _ONE_MACHINE = "one worker is one machine; scale out with more workers"
 
 # Options that a user cannot set: the worker depends on them, or they make no sense in it.
 RESERVED: dict[str, str] = {
-    "CONFIG": "a file could set what this worker then does not know; set the variables of the options instead",
+    "CONFIG": "a file could set options without the worker knowing; set their variables instead",
     "GRPC_MODE": _NO_GRPC,
     "SMG_GRPC_MODE": _NO_GRPC,
     "FASTAPI_ROOT_PATH": "it moves the paths that the worker calls",
@@ -56,7 +56,7 @@ RESERVED: dict[str, str] = {
     "NNODES": _ONE_MACHINE,
     "NODE_RANK": _ONE_MACHINE,
     "DIST_INIT_ADDR": _ONE_MACHINE,
-    "DISAGGREGATION_MODE": "prefill and decode apart need two engines and a router; a worker is one engine",
+    "DISAGGREGATION_MODE": "separate prefill and decode need two engines and a router; a worker has one engine",
     "ENCODER_ONLY": "such an engine answers no requests",
 }
 
@@ -64,7 +64,7 @@ _MODEL_OVERRIDES = "use JSON_MODEL_OVERRIDE_ARGS"
 _PACED = "STREAM_FLUSH_MS paces the outputs of streams"
 _ROLE = "the role is always `assistant`"
 
-# Variables of other versions and other workers that are not options of this SGLang, and what to set instead.
+# Variables from other versions and other workers that are not options of this SGLang, and what to set instead.
 RENAMED: dict[str, str] = {
     "ENABLE_FLASHINFER_MLA": "use ATTENTION_BACKEND=flashinfer",
     "ENABLE_DEEPEP_MOE": "use MOE_A2A_BACKEND=deepep",
@@ -99,7 +99,7 @@ RENAMED: dict[str, str] = {
     "LORA_MODULES": "use LORA_PATHS",
     "MAX_LORAS": "use MAX_LORAS_PER_BATCH",
     "MAX_CPU_LORAS": "use MAX_LOADED_LORAS",
-    "SPECULATIVE_CONFIG": "use SPECULATIVE_ALGORITHM and the options that begin as it does",
+    "SPECULATIVE_CONFIG": "use SPECULATIVE_ALGORITHM and the other SPECULATIVE_… options",
     "SPECULATIVE_METHOD": "use SPECULATIVE_ALGORITHM",
     "SPECULATIVE_MODEL": "use SPECULATIVE_DRAFT_MODEL_PATH",
     "NUM_SPECULATIVE_TOKENS": "use SPECULATIVE_NUM_DRAFT_TOKENS",
@@ -119,7 +119,7 @@ RENAMED: dict[str, str] = {
 }
 
 # What GLM-4.7-Flash needs, from its model card (https://huggingface.co/zai-org/GLM-4.7-Flash); 0.9 of the GPU's memory
-# and loopback are this worker's choice. The image sets the same. An empty value in the environment turns one off.
+# and loopback are this worker's choice. The image sets the same. An empty variable in the environment turns one off.
 DEFAULTS: dict[str, str] = {
     "MODEL_NAME": "zai-org/GLM-4.7-Flash",
     "SERVED_MODEL_NAME": "glm-4.7-flash",
@@ -134,13 +134,13 @@ DEFAULTS: dict[str, str] = {
     "PORT": "30000",
 }
 
-# These describe the default algorithm; where that is turned off or replaced, they would describe nothing.
+# These configure the default algorithm; if that is turned off or replaced, they do not apply.
 _EAGLE_DEFAULTS = ("SPECULATIVE_NUM_STEPS", "SPECULATIVE_EAGLE_TOPK", "SPECULATIVE_NUM_DRAFT_TOKENS")
 
 EXTRA_ARGS = "SGLANG_EXTRA_ARGS"
 
-# The environment of the image, one NAME=value a line, written when it is built: what it sets is a default, which a
-# preset may replace, and not a user's wish.
+# The image's environment, one NAME=value per line, written when it is built: what it sets is a default, which a preset
+# may replace, and not the user's choice.
 IMAGE_FILE = Path(__file__).with_name("image.env")
 
 
@@ -150,12 +150,12 @@ def _options() -> dict[str, Option]:
     return by_name | {name: by_name[known] for name, known in RUNPOD_NAMES.items()}
 
 
-# Environment variable -> launch option, for every spelling of every option's flag and the names above.
+# Environment variable -> launch option, for every spelling of every option's flag, and for the names above.
 OPTIONS: dict[str, Option] = _options()
 
 
 def configure(environ: Mapping[str, str], image: Mapping[str, str]) -> Launch:
-    """The engine's configuration. Checks the worker's own variables with it.
+    """The engine's configuration. Also checks the worker's own variables.
 
     Raises ConfigurationError with the problems of both.
     """
@@ -175,7 +175,7 @@ def configure(environ: Mapping[str, str], image: Mapping[str, str]) -> Launch:
 
 
 def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None) -> Launch:
-    """What to launch by the environment's variables over a preset, the image's variables and the defaults.
+    """What to launch. The environment's variables win over a preset, then the image's variables, then the defaults.
 
     Raises ConfigurationError with every problem at once: a value that is not accepted, two names of one option with
     different values, a reserved option.
@@ -225,7 +225,7 @@ def _is_port(text: str) -> bool:
 
 
 def read_image_file(path: Path = IMAGE_FILE) -> dict[str, str]:
-    """The variables that the image sets; empty outside of one."""
+    """The variables that the image sets; empty outside a container."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -234,7 +234,7 @@ def read_image_file(path: Path = IMAGE_FILE) -> dict[str, str]:
 
 
 def _choose(environ: Mapping[str, str], image: Mapping[str, str], problems: list[str]) -> dict[str, Setting]:
-    """What counts for each flag, in the table's order: the environment over a preset, over the image, over defaults."""
+    """The setting for each flag, in the table's order: the environment over a preset, the image and the defaults."""
     preset = _preset(environ, problems)
     by_user, by_image = _split(environ, image)
     layers = [
@@ -253,7 +253,7 @@ def _choose(environ: Mapping[str, str], image: Mapping[str, str], problems: list
                 del chosen[flag]
     revision, model = chosen.get("--revision"), chosen.get("--model-path")
     if revision and model and revision.source == "image" != model.source:
-        del chosen["--revision"]  # of the model that the image was built with
+        del chosen["--revision"]  # it belongs to the model that the image was built with
     order = {option.flag: None for option in OPTIONS.values()}
     return {flag: chosen[flag] for flag in order if flag in chosen}
 
@@ -266,14 +266,14 @@ def _preset(environ: Mapping[str, str], problems: list[str]) -> Preset | None:
 
 
 def _split(environ: Mapping[str, str], image: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The options' variables that the user set, and those that are still as the image set them."""
+    """The options' variables that the user set, and those that still have the image's values."""
     known = {name: environ[name].strip() for name in OPTIONS if name in environ}
     by_image = {name: value for name, value in known.items() if image.get(name) == environ[name]}
     return {name: value for name, value in known.items() if name not in by_image}, by_image
 
 
 def _settings(source: str, variables: Mapping[str, str], problems: list[str]) -> dict[str, Setting]:
-    """One layer, by flag. An empty value stands: it turns the layers below it off."""
+    """One layer, by flag. An empty value counts: it turns off the layers below it."""
     found: dict[str, Setting] = {}
     for name in (name for name in OPTIONS if name in variables):
         flag, value = OPTIONS[name].flag, variables[name]
@@ -308,7 +308,7 @@ def _hub_models(given: Mapping[str, str]) -> tuple[HubModel, ...]:
         HubModel("--tokenizer-path", given.get("--tokenizer-path", ""), revision),
         HubModel("--speculative-draft-model-path", given.get("--speculative-draft-model-path", ""), draft_revision),
     ]
-    # `[name=]path …`, or a JSON array; what is not a path on this disk is taken for a repository on the hub.
+    # `[name=]path …`, or a JSON array; anything that is not a path on this disk counts as a repository on the hub.
     others = [word.rpartition("=")[2] for word in given.get("--lora-paths", "").split()]
     others.append(given.get("--speculative-token-map", ""))
     return (
@@ -318,7 +318,7 @@ def _hub_models(given: Mapping[str, str]) -> tuple[HubModel, ...]:
 
 
 def warnings_for(environ: Mapping[str, str]) -> Iterator[str]:
-    """What the user should know of variables that have no effect: misspelt ones, and ones of other versions."""
+    """Warnings about variables that have no effect: misspelt ones, and ones from other versions."""
     version = options.sglang_version()
     known = {*OPTIONS, *(variable.name for variable in VARIABLES), *WAVERLESS_VARIABLES, EXTRA_ARGS, "PRESET"}
     for name in sorted(environ):
@@ -337,7 +337,7 @@ def _shown(option: Option, value: str) -> str:
 
 
 def main() -> int:
-    """Serve SGLang alone, in this process's place; or with `--print`, show what would be run."""
+    """Serve SGLang alone, in place of this process; or with `--print`, show what would be run."""
     parser = argparse.ArgumentParser(
         prog="python engine.py",
         description="Serve SGLang alone, in the foreground, as the environment configures it.",
@@ -368,7 +368,7 @@ def main() -> int:
 
 
 def _overview(launch: Launch, environ: Mapping[str, str], image: Mapping[str, str]) -> str:
-    """The command line, and every setting with where it came from."""
+    """The command line, and every setting with its source."""
     rows = [
         (setting.name, _shown_setting(setting), setting.source)
         for setting in (*launch.settings, *_other_settings(environ, image))

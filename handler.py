@@ -1,4 +1,4 @@
-"""The front desk: a job's input becomes one request to the engine, and the engine's answer the job's outputs.
+"""The entry point: a job's input becomes one request to the engine, and the engine's answer becomes the job's outputs.
 
 Run it as `python handler.py`: with a platform's variables in the environment it is a worker; with `--rp_serve_api` it
 serves the platform's API on this machine; with `--test_input` or a `test_input.json` it answers one job and exits.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from common.early_exit import exit_on_signals
 
 if __name__ == "__main__":
-    exit_on_signals()  # what follows takes a second or two
+    exit_on_signals()  # the imports below take a second or two
 
 import logging
 import os
@@ -47,9 +47,9 @@ def create_handler(intake: Intake, upstream: Upstream, *, request_timeout_second
     """The handler of every job, an async generator function.
 
     It yields the job's outputs in order: strings of whole SSE events while the engine streams, or one parsed JSON
-    answer. A failed job's last output is `{"error": "<JSON>"}`, the form in which the SDK takes an error; where events
-    have been sent already, an SSE error event goes before it. It raises nothing but cancellation, and closes the
-    engine's stream on every way out.
+    answer. A failed job's last output is `{"error": "<JSON>"}`, the form in which the SDK takes an error; if events
+    have already been sent, an SSE error event goes before it. It raises nothing but CancelledError, and always closes
+    the engine's stream.
     """
 
     async def handler(job: Job) -> AsyncGenerator[Output, None]:
@@ -86,9 +86,9 @@ async def service(
     *,
     can_stream: bool,
 ) -> AsyncGenerator[serverless.Service, None]:
-    """Start the engine and wait until it is warm; give the handler over it; stop the engine at the end.
+    """Start the engine and wait until it is warm; give a service that answers jobs with it; stop it at the end.
 
-    Raises StartError where the engine does not start.
+    Raises StartError if the engine does not start.
     """
     client = create_client(
         launch.base_url, api_key=launch.api_key, request_timeout_seconds=settings.request_timeout_seconds
@@ -115,7 +115,7 @@ async def service(
 
 def main() -> NoReturn:
     """The program: serve GLM-4.7-Flash in the mode that the command line and the environment ask for."""
-    load_dotenv(Path.cwd() / ".env")  # what the environment has already wins
+    load_dotenv(Path.cwd() / ".env")  # variables that are already set win
     invocation = serverless.read_invocation(sys.argv[1:])
     for warning in warnings_for(os.environ):
         log.warning("%s", warning)

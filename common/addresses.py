@@ -1,19 +1,19 @@
-"""URLs: where a server on this machine can be reached, and what a plain path is."""
+"""URLs: how to reach a server on this machine, and what a plain path is."""
 
 from __future__ import annotations
 
 import re
 
-# A path and nothing else: no host, no query, no escapes, no dot segments, no empty ones.
+# A path and nothing else: no host, no query, no escapes, no dot segments, no empty segments.
 _PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
 
 
 def url_of(host: str, port: int) -> str:
-    """The URL of a server by the address it listens on; one that listens everywhere is reached on loopback."""
+    """The URL of a server that listens on this address; if it listens on all of them, the URL is on loopback."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def is_plain_path(path: str) -> bool:
-    """Whether the text is an absolute path of plain segments, with nothing in it that a URL would read as more."""
+    """Whether the text is an absolute path of plain segments, with nothing special to a URL in it."""
     return _PLAIN_PATH.fullmatch(path) is not None

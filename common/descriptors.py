@@ -1,20 +1,20 @@
-"""File descriptors, of which each connection takes one: how many there may be, and what to do when there are none."""
+"""File descriptors, one per connection: how many there may be, and how to tell when there are none left."""
 
 from __future__ import annotations
 
 import errno
 import resource
 
-# The process's own: its log, event loop, engine and heartbeat, the probes and polls, and whatever libraries open.
+# For the process itself: its log, event loop, engine and heartbeat, the probes and polls, and whatever libraries open.
 RESERVED = 64
-# As SGLang sets for itself (set_ulimit). Containers may allow a billion, and there are programs that try to close each.
+# What SGLang sets for itself (set_ulimit). Containers may allow a billion, and some programs try to close every one.
 AT_MOST = 65_535
 
 
 def raise_descriptor_limit() -> None:
-    """Allow this process and its children as many descriptors as the system lets them: the hard limit, or AT_MOST.
+    """Allow this process and its children as many descriptors as the system permits: the hard limit, or AT_MOST.
 
-    Many systems start programs with a soft limit of 1024, out of regard for programs that call select(2).
+    Many systems start programs with a soft limit of 1024, for the sake of programs that call select(2).
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = AT_MOST if hard == resource.RLIM_INFINITY else min(hard, AT_MOST)
@@ -25,15 +25,15 @@ def raise_descriptor_limit() -> None:
 def connections_allowed() -> int:
     """How many connections to the engine there may be at once.
 
-    Half of what is left beside RESERVED: every answer that comes from the engine goes to a client or a platform, which
-    takes a connection as well. At least one.
+    Half of what is left after RESERVED: every answer from the engine goes to a client or a platform, which takes a
+    connection too. At least one.
     """
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, ((AT_MOST if soft == resource.RLIM_INFINITY else soft) - RESERVED) // 2)
 
 
 def lacks_descriptors(error: BaseException | None) -> bool:
-    """Whether an error says that this process, or the system, has no file descriptor left; also as its cause."""
+    """Whether an error, or one of its causes, says that this process or the system is out of file descriptors."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
             return True

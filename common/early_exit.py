@@ -1,7 +1,7 @@
-"""SIGTERM and SIGINT before there is a loop that could take them: the process ends at once, as one told to stop.
+"""SIGTERM and SIGINT before there is an event loop to handle them: the process ends at once, as if told to stop later.
 
-Imports next to nothing, since it comes before everything else: until it does, a signal's default action ends the
-process, with -15 or a traceback for an exit code of 0.
+Imports next to nothing, since it comes before everything else: until it has run, a signal's default action ends the
+process, with -15 or a traceback instead of an exit code of 0.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from types import FrameType
 
 
 def exit_on_signals(code: int = 0, *, last: Callable[[], None] = lambda: None) -> None:
-    """From now on each of the two ends this process with that code, after a call of `last`; its children as usual.
+    """From now on, either signal calls `last` and ends this process with `code`. Forked children end as usual.
 
-    Not by an exception, which would come up in whatever happens to run: the middle of an import, a callback that
-    swallows it. There is nothing to tidy up yet: the children that a start may have end with this process.
+    It does not raise an exception, which would appear in whatever happens to be running: the middle of an import, a
+    callback that swallows it. There is nothing to clean up yet: any children of this early phase end with this process.
     """
     process = os.getpid()
 
     def leave(number: int, _: FrameType | None) -> None:
-        if os.getpid() != process:  # a forked child, which has inherited this
+        if os.getpid() != process:  # a forked child, which inherited this handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return

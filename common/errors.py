@@ -1,9 +1,9 @@
-"""The errors that every room knows.
+"""The errors that every package knows.
 
-JobError               what a failed job says, whatever went wrong: one error in OpenAI's shape
-├── UnavailableError   503: nobody is there to answer
+JobError               what a failed job reports, whatever went wrong: one error in OpenAI's shape
+├── UnavailableError   503: there is nobody to answer
 └── AnswerCutOffError  502: the answer stopped before it was complete
-StartError             what answers jobs did not start
+StartError             the service that answers jobs did not start
 
 The platform takes an error as a string only; a nested object would reach the client as a Python `repr`. So a failed
 job's error is its object as JSON text.
@@ -28,8 +28,8 @@ _TYPES: dict[int, str] = {
 class JobError(Exception):
     """An error as the client will see it; without a message, a failure of the worker itself.
 
-    code: an HTTP status code. kind: OpenAI's name for the kind of error. param: the field at fault, if one is known.
-    reason: OpenAI's own word for what is wrong, such as `model_not_found`; the client sees it in place of the code.
+    code: an HTTP status code. kind: OpenAI's name for the kind of error. param: the field at fault, if known.
+    reason: OpenAI's own word for what is wrong, such as `model_not_found`; the client sees it instead of the code.
     """
 
     code: int = HTTPStatus.INTERNAL_SERVER_ERROR
@@ -56,12 +56,12 @@ class JobError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": code}}
 
     def as_json(self) -> str:
-        """The payload as JSON, in ASCII, so that no character of a quoted input can break on its way to the client."""
+        """The payload as JSON, in ASCII, so that no character of a quoted input can get mangled on its way."""
         return json.dumps(self.payload())
 
 
 class UnavailableError(JobError):
-    """Nobody is there to answer: the engine is down, or the worker is stopping."""
+    """There is nobody to answer: the engine is down, or the worker is stopping."""
 
     code = HTTPStatus.SERVICE_UNAVAILABLE
 
@@ -73,7 +73,7 @@ class AnswerCutOffError(JobError):
 
 
 class StartError(Exception):
-    """What answers jobs did not start. The message says why, as far as that can be known."""
+    """The service that answers jobs did not start. The message says why, as far as is known."""
 
 
 def type_and_place(exception: BaseException) -> tuple[str, str]:

@@ -1,11 +1,11 @@
-"""A process that does what would hold this one's interpreter for too long, one task after the other.
+"""A process for work that would hold this one's interpreter for too long, one task after another.
 
-A thread would not do: Python's JSON never lets go of the interpreter while it reads or writes a text. The process is
-started with its first task, ends with this one, and is started anew after a task that killed it or took too long.
+A thread would not do: Python's JSON never releases the GIL while it reads or writes a text. The process is started for
+its first task, ends with this one, and is restarted after a task that killed it or took too long.
 
-Between the two go frames: eight bytes of length, then the bytes. A task is a frame with the function's name and
-arguments, then its data in any number of frames, then an empty one. Its results are a frame each, which begins with a
-byte that says what it is.
+The two exchange frames: eight bytes of length, then the bytes. A task is a frame with the function's name and
+arguments, then its data in any number of frames, then an empty one. Each result is a frame that begins with a byte
+saying what it is.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from common.parent_death import die_with_parent
 
 PROGRAM = Path(__file__).parents[1]
 
-# For one result of one task; far above what 20 MB of JSON take on a slow machine.
+# For one result of one task; far more than 20 MB of JSON takes on a slow machine.
 RESULT_SECONDS = 60.0
 _PIPE_BYTES = 1024 * 1024
 _LENGTH = struct.Struct("!Q")
 _RESULT, _ERROR, _END = b"R", b"E", b"."
 
 Task = Callable[..., Iterable[Any]]
-"""A function at the top of a module. It takes the data as bytes, then its arguments, and gives its results in order."""
+"""A module-level function. It takes the data as bytes, then its arguments, and gives its results in order."""
 
 
 class HelperError(Exception):
@@ -42,7 +42,7 @@ class HelperError(Exception):
 
 
 class HelperProcess:
-    """Runs tasks in order. An async context manager, which ends the process."""
+    """Runs tasks in order. An async context manager; leaving it ends the process."""
 
     def __init__(self) -> None:
         self._process: Process | None = None
@@ -60,7 +60,7 @@ class HelperProcess:
         return result
 
     async def results(self, task: Task, data: bytes | list[bytes], **arguments: Any) -> AsyncGenerator[Any, None]:
-        """The results of a task, each as soon as it is there. Raises what it raises, or HelperError.
+        """The results of a task, each as soon as it is available. Raises what it raises, or HelperError.
 
         data: bytes, or pieces of them. arguments and results must be picklable.
         """
@@ -82,7 +82,7 @@ class HelperProcess:
             except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
                 raise HelperError(f"the helper process failed ({type(error).__name__})") from error
             finally:
-                if not finished:  # whatever it is at, it must not go on with somebody else's task
+                if not finished:  # whatever it is doing, the next task must not run into it
                     await self._end()
 
     async def _running(self) -> Process:
@@ -143,7 +143,7 @@ def main() -> None:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C reaches the whole group; the worker decides
     results = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a task prints must not pass for a result
+    os.dup2(2, 1)  # what a task prints must not be mistaken for a result
     while (head := sys.stdin.buffer.read(_LENGTH.size)) and (frames := list(_frames(sys.stdin.buffer, head))):
         module, name, arguments = pickle.loads(frames[0])  # noqa: S301
         try:

@@ -1,11 +1,11 @@
-"""JSON too large to be parsed on the event loop: 20 MB of it hold Python's interpreter for a second."""
+"""JSON too large to be parsed on the event loop: 20 MB of it block the interpreter for a second."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-# What is smaller takes a few milliseconds at most.
+# Anything smaller takes a few milliseconds at most.
 LARGE_BYTES = 256 * 1024
 
 
@@ -13,7 +13,7 @@ LARGE_BYTES = 256 * 1024
 class LargeJson:
     """A value as JSON text, and an outline of it.
 
-    outline: of an object its small members as they are, and None in place of the others; of anything else None.
+    outline: for an object, its small members as they are, and None in place of the others; for anything else, None.
     """
 
     text: bytes

@@ -1,4 +1,4 @@
-"""The log: one line a record on standard error."""
+"""The log: one line per record, on standard error."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 
 LOG_LEVELS = ("NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR")  # runpod 1.12.0, rp_logger.py
 
-# In Python's words; the SDK's NOTSET logs nothing.
+# Python's names for them; the SDK's NOTSET logs nothing.
 _PYTHON_LEVELS = {"TRACE": "DEBUG", "WARN": "WARNING", "NOTSET": "CRITICAL"}
 
 
@@ -24,5 +24,5 @@ def configure_logging() -> None:
 
 
 def set_log_level(level: str) -> None:
-    """Log the worker's own lines from this level on, one of LOG_LEVELS."""
+    """Log the worker's own lines at this level and above; one of LOG_LEVELS."""
     logging.getLogger("worker").setLevel(_PYTHON_LEVELS.get(level, level))

@@ -1,7 +1,7 @@
-"""Secrets, kept out of everything that leaves the process: log, errors, `--print`.
+"""Keeping secrets out of everything that leaves the process: log, errors, `--print`.
 
-A text is masked as a whole and cut afterwards, never the other way round: half of a secret is found by nobody, and is
-still half of a secret. `Mask.head` does both for a text, `LineMask` for a stream of bytes.
+A text is masked as a whole and cut afterwards, never the other way round: a mask cannot find half a secret, but half a
+secret still leaks. `Mask.head` does both for a text, `LineMask` for a stream of bytes.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from common.errors import JobError
 
 MASK = "***"
 
-# Variables that hold a secret, by the last words of their names: API_KEY, ADMIN_API_KEY, RUNPOD_AI_API_KEY, HF_TOKEN,
+# Variables that hold a secret, by the ends of their names: API_KEY, ADMIN_API_KEY, RUNPOD_AI_API_KEY, HF_TOKEN,
 # HUGGING_FACE_HUB_TOKEN, AWS_SECRET_ACCESS_KEY, SSL_KEYFILE_PASSWORD, …
 _SECRET_NAME = re.compile(r"(?:API_?KEY|TOKEN|SECRET|SECRET_KEY|ACCESS_KEY|PRIVATE_KEY|PASSWORD|PASSWD|CREDENTIALS)\Z")
 
-# Shorter values are part of too many ordinary words to be looked for in a text.
+# Shorter values are part of too many ordinary words to look for.
 MIN_SECRET_CHARACTERS = 4
-# A line of a secret of several lines (a PEM file, a JSON file of credentials) counts as one of its own from here on.
+# In a secret of several lines (a PEM file, a JSON file of credentials), lines of this length or more count as secrets.
 _MIN_LINE_CHARACTERS = 16
-# A longer secret is looked for in pieces, so that the beginning of a text can be masked without reading all of it.
+# A longer secret is searched for in pieces, so that the beginning of a text can be masked without reading all of it.
 _MAX_PIECE_CHARACTERS = 1024
 # Base64 of a few characters is a common word.
 _MIN_BASE64_CHARACTERS = 8
 
-# SGLang prints all its arguments when it starts, as a Python dict: `'api_key': 'abc'`. So named, even a short key is
-# recognised.
+# SGLang prints all its arguments when it starts, as a Python dict: `'api_key': 'abc'`. With the name next to it, even a
+# short key is recognised.
 _NAMED = re.compile(r"""(\b(?:(?:admin_)?api[_-]key|\w*password)['"]?\s*[=:]\s*)(?:'[^']*'|"[^"]*")""", re.IGNORECASE)
-# A key in a URL, whoever gave it: RunPod's webhooks, presigned addresses, a proxy's password.
+# A key in a URL, wherever it comes from: RunPod's webhooks, presigned URLs, a proxy's password.
 _IN_QUERY = re.compile(
     r"([?&][\w.-]*(?:key|token|secret|password|sig|signature|credential)=)([^&#\s'\"<>]+)", re.IGNORECASE
 )
@@ -55,7 +55,7 @@ class Mask:
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Mask:
-        """What the environment has of secrets: in variables that are named so, and inside URLs."""
+        """A mask for the environment's secrets: variables with a secret's name, and keys inside URLs."""
         mask = cls(value for name, value in environ.items() if is_secret_name(name))
         for value in environ.values():
             quoted = [found for pattern in (_IN_QUERY, _IN_ADDRESS) for _, found in pattern.findall(value)]
@@ -63,7 +63,7 @@ class Mask:
         return mask
 
     def add(self, secrets: Iterable[str]) -> None:
-        """Learn of more secrets. Whoever has this mask masks them from now on, in any thread."""
+        """Add more secrets. Everyone who holds this mask masks them from now on, in any thread."""
         self._secrets |= {secret.strip() for secret in secrets}
         forms = {form for secret in self._secrets for piece in _pieces(secret) for form in _forms(piece)}
         # The longest first: one secret may be the beginning of another.
@@ -72,7 +72,7 @@ class Mask:
 
     def __call__(self, text: str) -> str:
         """The text with every secret replaced."""
-        # Looking for plain strings first is many times as fast as the pattern, which almost no text needs.
+        # Looking for plain strings first is many times faster than the pattern, which almost no text needs.
         if self._values is not None and any(form in text for form in self._forms):
             text = self._values.sub(MASK, text)
         text = _NAMED.sub(rf"\1{MASK}", text)
@@ -80,9 +80,9 @@ class Mask:
         return _IN_ADDRESS.sub(rf"\1{MASK}", text) if "@" in text else text
 
     def head(self, text: str, most: int) -> str:
-        """The masked text, or as much of its beginning as `most` characters hold; no half of a secret is at its end.
+        """The masked text, or its first `most` characters at most; it never ends with half a secret.
 
-        What comes later is not read, so that a huge text costs no more than this.
+        The rest is not read, so a huge text costs no more than its beginning.
         """
         longest = max(map(len, self._forms), default=0)
         if len(text) <= most:
@@ -91,14 +91,14 @@ class Mask:
         return begun[: min(most, max(0, len(begun) - longest))]
 
     def error(self, error: JobError, *, most: int) -> None:
-        """Mask an error in all that it says, each of its texts cut to `most` characters."""
+        """Mask every text of an error, and cut each to `most` characters."""
         for name, value in vars(error).items():
             if isinstance(value, str):
                 setattr(error, name, self.head(value, most))
 
 
 def _pieces(secret: str) -> Iterator[str]:
-    """What to look for of a secret, which may have several lines: a log is read line by line."""
+    """The parts of a secret to look for. It may have several lines, and a log is read line by line."""
     lines = secret.splitlines()
     least = MIN_SECRET_CHARACTERS if len(lines) == 1 else _MIN_LINE_CHARACTERS
     for line in (line.strip() for line in lines):
@@ -109,7 +109,7 @@ def _pieces(secret: str) -> Iterator[str]:
 
 
 def _forms(secret: str) -> set[str]:
-    """A secret as it may be written in a log, an address or a header."""
+    """A secret in every form in which it may appear in a log, a URL or a header."""
     quoted = {quote(secret, safe=""), quote(secret), quote_plus(secret)}
     in_small_letters = {re.sub("%..", lambda escape: escape[0].lower(), form) for form in quoted}
     escaped = {json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1]}
@@ -117,10 +117,10 @@ def _forms(secret: str) -> set[str]:
 
 
 def _base64_forms(secret: bytes) -> Iterator[str]:
-    """In Base64, alone or inside something longer such as `user:secret`, without the characters that mix with that."""
+    """In Base64, alone or inside something longer such as `user:secret`, without characters shared with the rest."""
     for before in range(3):
         encoded = base64.b64encode(bytes(before) + secret).decode().rstrip("=")
-        # 6 bits a character: those that hold bits of what is before or after the secret are another matter each time.
+        # 6 bits a character: those that also hold bits from before or after the secret differ each time.
         begin, end = -(-before * 8 // 6), (before + len(secret)) * 8 // 6
         core = encoded[begin:end]
         whole = encoded if before == 0 else core
@@ -134,15 +134,15 @@ _URL_SAFE = str.maketrans("+/", "-_")
 
 
 class LineMask:
-    """Masks a stream of bytes, line by line. Holds no more than one line, and a bounded part of that."""
+    """Masks a stream of bytes, line by line. Keeps no more than one line in memory, and only a bounded part of it."""
 
     # SGLang's longest line, its list of all arguments, has 20,000.
     MAX_LINE_BYTES = 64 * 1024
 
     def __init__(self, mask: Mask) -> None:
         self._mask = mask
-        self._line = bytearray()  # what has come of a line that has not ended
-        self._left_out = 0  # how many bytes of it were too many
+        self._line = bytearray()  # the beginning of a line that has not ended yet
+        self._left_out = 0  # how many of its bytes were dropped
 
     def feed(self, data: bytes) -> str:
         """The masked lines that end in this data. Progress bars end theirs with a carriage return."""
@@ -170,7 +170,7 @@ class LineMask:
         self._left_out = 0
         if not left_out:
             return self._mask(line)
-        # It goes on after what is held, so that half of a secret may be at the end of that.
+        # The line was longer than the part that was kept, so half a secret may be at the end of it.
         return f"{self._mask.head(line, len(line) - 1)}… (cut: {left_out} bytes more)"
 
 

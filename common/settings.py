@@ -1,4 +1,4 @@
-"""How variables of the environment are read: each has a name, a default, what it accepts, and a parser."""
+"""How environment variables are read: each has a name, a default, what it accepts, and a parser."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def variable(name: str, default: int | str, accepted: Parser, meaning: str) -> V
 
 
 def read(variables: Iterable[Variable], environ: Mapping[str, str]) -> dict[str, Any]:
-    """The value of each variable, by name; an absent or empty one has its default, None where that is empty too.
+    """The value of each variable, by name; if it is absent or empty, its default; None if that is empty too.
 
     Raises ConfigurationError with every problem at once.
     """
@@ -68,7 +68,7 @@ def count(least: int = 1, most: float = math.inf) -> Parser:
 
 
 def seconds() -> Parser:
-    """A time in seconds, which cannot be nothing."""
+    """A time in seconds, above zero."""
 
     def parse(text: str) -> float:
         if not 0 < (value := float(text)) < math.inf:
@@ -79,7 +79,7 @@ def seconds() -> Parser:
 
 
 def milliseconds(most: int) -> Parser:
-    """A time in milliseconds, which may be nothing; its value is in seconds."""
+    """A time in milliseconds, which may be zero; its value is in seconds."""
 
     def parse(text: str) -> float:
         if not 0 <= (value := float(text)) <= most:
@@ -90,7 +90,7 @@ def milliseconds(most: int) -> Parser:
 
 
 def word(words: tuple[str, ...]) -> Parser:
-    """One of a few words, in any case; its value is in capitals."""
+    """One of a few words, in upper or lower case; its value is in capitals."""
 
     def parse(text: str) -> str:
         if text.upper() not in words:

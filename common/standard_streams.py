@@ -1,10 +1,10 @@
-"""Standard output and error that never make this process wait, and that no secret leaves by.
+"""Standard output and error that never make this process wait, and that let no secret out.
 
-Whoever reads a worker's log may stop reading: a full disk, a log collector that hangs, a terminal on hold. A process
-that writes into a full pipe stands still, with its heartbeat still beating. So each stream becomes a pipe into this
-process itself: whatever is written to it (log records, the engine's output, what RunPod's SDK and other libraries
-print, children such as the heartbeat included) is read at once by one thread, masked in whole lines, and written on by
-another, which may wait as long as it likes. In between is a bounded backlog.
+Whatever reads a worker's log may stop reading: a full disk, a log collector that hangs, a suspended terminal. A process
+that writes into a full pipe blocks, while its heartbeat goes on. So each stream becomes a pipe into this process
+itself: everything written to it (log records, the engine's output, what RunPod's SDK, other libraries and children such
+as the heartbeat print) is read at once by one thread, masked in whole lines, and written out by another, which may
+block for as long as it likes. Between the two is a bounded backlog.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _NAMES = ("stdout", "stderr")
 
 
 def never_wait_for_readers(mask: Mask, names: Collection[str] = _NAMES) -> Callable[[], None]:
-    """Pass these streams of `sys` on from now to the end of the process. Call once.
+    """Redirect these streams of `sys` for the rest of the process. Call once.
 
-    Returns what brings out all that was written so far, within FLUSH_SECONDS; call it last. What is written to a stream
-    that was closed from the beginning is dropped.
+    Returns a function that writes out everything so far, within FLUSH_SECONDS; call it last. Anything written to a
+    stream that was closed from the beginning is dropped.
     """
     for descriptor, name in enumerate(_NAMES, start=1):
         if getattr(sys, name) is None:
@@ -40,7 +40,7 @@ def never_wait_for_readers(mask: Mask, names: Collection[str] = _NAMES) -> Calla
     def flush() -> None:
         deadline = time.monotonic() + FLUSH_SECONDS
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError, RuntimeError):  # closed meanwhile, or flushed by what we interrupt
+            with suppress(OSError, ValueError, RuntimeError):  # closed already, or being flushed when we interrupted
                 stream.flush()
         for way in ways:
             way.stop()
@@ -59,14 +59,14 @@ def _open_null_device(descriptor: int, name: str) -> None:
 
 
 def _by_destination(descriptors: list[int]) -> list[list[int]]:
-    """Where both lead to the same file, as after `2>&1`, they share a way, which keeps their lines in order."""
+    """Group descriptors by file. If both have the same one, as after `2>&1`, one `_Way` keeps their lines in order."""
     if len(descriptors) == 2 and os.path.samestat(*map(os.fstat, descriptors)):
         return [descriptors]
     return [[descriptor] for descriptor in descriptors]
 
 
 class _Way:
-    """A pipe in place of a stream, and the two threads that bring what comes out of it to where the stream led."""
+    """A pipe in place of a stream, and the two threads that carry what is written to it to the original file."""
 
     def __init__(self, descriptors: list[int], mask: Mask) -> None:
         self._process = os.getpid()
@@ -79,7 +79,7 @@ class _Way:
             os.dup2(write_end, descriptor)
         os.close(write_end)
         self._threads = [
-            # Daemons: a writer that waits for a reader must not keep the process from ending.
+            # Daemons: a writer that is blocked by its reader must not keep the process from ending.
             threading.Thread(target=run, name=f"log-{run.__name__.strip('_')}", daemon=True)
             for run in (self._read, self._write)
         ]
@@ -87,7 +87,7 @@ class _Way:
             thread.start()
 
     def stop(self) -> None:
-        """End once all that has been written so far is passed on."""
+        """End once everything written so far has been passed on."""
         if os.getpid() == self._process:  # a forked child has the pipes, but not the threads
             os.write(self._stop, b".")
 
@@ -102,12 +102,12 @@ class _Way:
         poller = select.poll()
         poller.register(self._source, select.POLLIN)
         poller.register(self._stopped, select.POLLIN)
-        while self._source in dict(poller.poll()):  # else told to stop, with nothing left to read
+        while self._source in dict(poller.poll()):  # else we were told to stop, and nothing is left to read
             if not (data := os.read(self._source, _READ_BYTES)):
                 break
             try:
                 text = lines.feed(data)
-            except Exception as error:  # whatever it is, reading must go on, or this process would stand still
+            except Exception as error:  # whatever it is, reading must go on, or this process would block
                 text = f"… lines of this log could not be masked ({type(error).__name__}) and are left out\n"
             self._backlog.put(text.encode())
         self._backlog.put(lines.rest().encode())
@@ -117,7 +117,7 @@ class _Way:
         while (data := self._backlog.get()) is not None:
             try:
                 _write_all(self._destination, data)
-            except OSError:  # nobody is there to read, or the disk is full; the next lines may have more luck
+            except OSError:  # the reader is gone, or the disk is full; the next lines may get through
                 self._backlog.lost(data)
 
 
@@ -130,7 +130,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 class _Backlog:
-    """Lines on their way from one thread to another. Of too many the oldest go: why a worker failed is said last."""
+    """Lines on their way between two threads. If there are too many, the oldest go: the last say why it failed."""
 
     def __init__(self) -> None:
         self._chunks: deque[bytes] = deque()
@@ -157,13 +157,13 @@ class _Backlog:
             self._lost_lines += data.count(b"\n")
 
     def close(self) -> None:
-        """Let the other thread end after what is there."""
+        """Let the other thread end once it has taken what is left."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
     def get(self) -> bytes | None:
-        """Wait for lines; after a gap, one that says so comes first. None when this is closed and empty."""
+        """Wait for lines; after a gap, the first line says so. None when this is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._chunks or self._closed)
             if not self._chunks:

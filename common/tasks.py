@@ -1,4 +1,4 @@
-"""Tasks of asyncio: ended together, and never in silence."""
+"""asyncio tasks: ending them together, and never silently."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common.errors import type_and_place
 
 log = logging.getLogger("worker.tasks")
 
-# A task that is cancelled may have to clean up; one that needs longer is left behind, and said to be.
+# A cancelled task may have to clean up; one that takes longer than this is abandoned, and the log says so.
 CANCEL_SECONDS = 10.0
 
 
@@ -27,13 +27,13 @@ async def cancel(*tasks: asyncio.Task[Any] | None, timeout_seconds: float = CANC
     ended, lingering = await asyncio.wait(running, timeout=timeout_seconds)
     for task in ended:
         if not task.cancelled():
-            task.exception()  # asked for, or asyncio would report it as never retrieved
+            task.exception()  # retrieved, or asyncio would complain that it never was
     for task in lingering:
-        log.error("the task %s does not end", task.get_name())
+        log.error("the task %s did not end when it was cancelled", task.get_name())
 
 
 def reason_of_end(task: asyncio.Task[Any], what: str) -> str:
-    """A clause on why a task that should not have ended did, with the place of an exception in the log.
+    """A clause that says why a task ended though it should not have; an exception's traceback goes to the log.
 
     what: names the task's work, as in "taking jobs".
     """

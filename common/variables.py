@@ -1,8 +1,8 @@
 """The worker's own variables, in one table; SGLang's are in engine.py.
 
-Each room reads its own part into a frozen dataclass (`gateway.settings`, `sglang_engine.settings`,
-`serverless.settings`). They stand together here because they are checked together, before anything starts, and because
-`python engine.py --print`, the hints on misspelt names and docs/configuration.md are about all of them.
+Each package reads its own part into a frozen dataclass (`gateway.settings`, `sglang_engine.settings`,
+`serverless.settings`). They are all here because they are checked together, before anything starts, and because
+`python engine.py --print`, the hints on misspelt names and docs/configuration.md cover all of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _HOST = re.compile(r"[0-9a-z_.:-]+")
 MINUTES = 60
 MIB = 1024 * 1024
 
-# Python's own JSON reader gives up at about 1000 levels; anything deeper than this could not be told from a bomb.
+# Python's own JSON parser gives up at about 1000 levels; anything deeper than this cannot be distinguished from a bomb.
 MAX_JSON_LEVELS = 250
 
 
@@ -63,16 +63,21 @@ VARIABLES = (
         "REQUEST_TIMEOUT_SECONDS",
         10 * MINUTES,
         seconds(),
-        "the longest silence of the engine in the middle of a request",
+        "how long the engine may be silent in the middle of a request",
     ),
     variable(
         "STARTUP_TIMEOUT_SECONDS",
         30 * MINUTES,
         seconds(),
-        "the longest wait for the engine to become ready; a first start downloads 62 GB",
+        "how long to wait for the engine to become ready; a first start downloads 62 GB",
     ),
-    variable("SHUTDOWN_TIMEOUT_SECONDS", 2 * MINUTES, seconds(), "time for jobs in flight to finish once told to stop"),
-    variable("ENGINE_MAX_RESTARTS", 3, count(least=0), "how often a dead engine is started again within the window"),
+    variable(
+        "SHUTDOWN_TIMEOUT_SECONDS",
+        2 * MINUTES,
+        seconds(),
+        "how long jobs in flight may take to finish once the worker is told to stop",
+    ),
+    variable("ENGINE_MAX_RESTARTS", 3, count(least=0), "how often a dead engine is restarted within the window"),
     variable("ENGINE_RESTART_WINDOW_SECONDS", 10 * MINUTES, seconds(), "the time in which restarts are counted"),
     variable("MAX_WAITING_JOBS", 1000, count(least=0), "jobs that may wait while the engine restarts"),
     variable(
@@ -85,34 +90,35 @@ VARIABLES = (
         "MAX_RESPONSE_BYTES",
         256 * MIB,
         count(),
-        "the largest unstreamed answer of the engine, which is read as a whole before it is passed on",
+        "the largest unstreamed answer from the engine, which is read completely before it is passed on",
     ),
     variable("MAX_JSON_DEPTH", 100, count(most=MAX_JSON_LEVELS), "how deep arrays and objects may nest in an input"),
     variable("MAX_N", 128, count(), "the most answers to one prompt (`n`); OpenAI's API takes up to 128"),
-    variable("ALLOWED_ROUTES", "", _paths(), "paths on the engine that are open to clients beside the usual ones"),
+    variable("ALLOWED_ROUTES", "", _paths(), "paths on the engine that are open to clients besides the usual ones"),
     variable(
         "STREAM_FLUSH_MS",
         100,
         milliseconds(most=10_000),
-        "the least time between two outputs of a stream while a hundred are running; with more streams longer, with "
-        "fewer shorter, so that all together send at most 100,000 / STREAM_FLUSH_MS outputs a second; 0: no limit",
+        "the least time between two outputs of a stream while a hundred are running; it is longer with more streams "
+        "and shorter with fewer, so that all together send at most 100,000 / STREAM_FLUSH_MS outputs a second; 0: no "
+        "limit",
     ),
-    variable("LOCAL_API_KEY", "", any_text(), "what clients of the API on this machine must show; empty: nothing"),
+    variable("LOCAL_API_KEY", "", any_text(), "the key that clients of the API on this machine must send; empty: none"),
     variable(
         "CORS_ORIGINS",
         "",
         _origins(),
-        "web pages that may call the API on this machine, beside its own page",
+        "web pages that may call the API on this machine, besides its own page",
     ),
     variable(
         "WEBHOOK_HOSTS",
         "",
         _hosts(),
-        "hosts that the API on this machine may post finished jobs to though they are not public; one that listens on "
-        "loopback posts anywhere",
+        "hosts that the API on this machine may post finished jobs to even if they are not public; an API that listens "
+        "on loopback posts anywhere",
     ),
-    variable("WAVERLESS_HEALTH_PORT", 8000, count(most=65535), "the port of `GET /health`, served on Waverless alone"),
-    variable("RUNPOD_LOG_LEVEL", "INFO", word(LOG_LEVELS), "the least that is logged, in the SDK's words"),
+    variable("WAVERLESS_HEALTH_PORT", 8000, count(most=65535), "the port of `GET /health`, served on Waverless only"),
+    variable("RUNPOD_LOG_LEVEL", "INFO", word(LOG_LEVELS), "the lowest level that is logged, by the SDK's names"),
     variable("RUNPOD_DEBUG_LEVEL", "", word(LOG_LEVELS), "the older name of RUNPOD_LOG_LEVEL, which wins"),
 )
 

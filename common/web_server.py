@@ -1,7 +1,7 @@
-"""A web server beside the program's own work, in the same event loop.
+"""A web server next to the program's own work, in the same event loop.
 
-uvicorn, with bounds on what a client may send without end or leave open (`Bounds`). uvicorn itself has none for the
-HTTP parser that runs here (httptools); `h11_max_incomplete_event_size` is for the slower one.
+uvicorn, with bounds on how much a client may send and how long it may leave things open (`Bounds`). uvicorn itself has
+none for the HTTP parser used here (httptools); `h11_max_incomplete_event_size` is for the slower one.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 log = logging.getLogger("worker.web")
 
-CLOSE_SECONDS = 1.0  # requests that are still open at the end are broken off after it
-LAST_WORDS_SECONDS = 5.0  # for a refused client to take its answer, before its connection is aborted
+CLOSE_SECONDS = 1.0  # requests that are still open at the end are cut off after this time
+LAST_WORDS_SECONDS = 5.0  # how long a refused client has to read its answer before its connection is aborted
 
 
 class WebServerError(Exception):
-    """The server did not start, or ended by itself."""
+    """The server did not start, or ended unexpectedly."""
 
 
 class PortInUseError(WebServerError):
-    """The address cannot be listened on; the message names it."""
+    """Cannot listen on the address; the message names it."""
 
 
 @dataclass(frozen=True)
 class Bounds:
     """How much of a server one client can take up.
 
-    connections: at once; further ones get 503. head_bytes: a request's line and headers, and whatever else of it is not
-    body (trailers, the framing of chunks); more gets 431 (uvicorn reads up to 256 KiB at a time, so that is how far a
-    client can go beyond it). head_seconds: from the connection, or from a request's first byte, to the end of its
-    headers; longer gets 408, as a connection on which nothing ever comes. body_seconds: from there to the body's end;
-    20 MB take 160 s at 1 Mbit/s. stall_seconds: how long a client may take nothing of an answer, as nginx's
-    send_timeout has it; then its connection is aborted.
+    connections: how many at once; any more get 503. head_bytes: a request's line and headers, and whatever else of it
+    is not body (trailers, the framing of chunks); more gets 431 (uvicorn reads up to 256 KiB at a time, so a client can
+    exceed it by that much). head_seconds: from the connection, or from a request's first byte, to the end of its
+    headers; longer gets 408, and so does a connection on which nothing ever comes. body_seconds: from there to the
+    body's end; 20 MB take 160 s at 1 Mbit/s. stall_seconds: how long a client may read none of an answer, like nginx's
+    send_timeout; then its connection is aborted.
     """
 
     connections: int = 4096
@@ -57,10 +57,10 @@ DEFAULT_BOUNDS = Bounds()
 
 @asynccontextmanager
 async def serving(app: Any, host: str, port: int, *, bounds: Bounds = DEFAULT_BOUNDS) -> AsyncGenerator[int, None]:
-    """Serve an ASGI app while this lasts; gives the port, which the system chooses for 0.
+    """Serve an ASGI app for the length of this context; gives the port, which the system chooses if it is 0.
 
-    Raises PortInUseError, and WebServerError when the server does not start or breaks in the middle. What still waits
-    for an answer when this ends should be let go by then.
+    Raises PortInUseError, and WebServerError if the server does not start or breaks later. Before leaving, release any
+    requests that are still waiting for an answer.
     """
     config = uvicorn.Config(
         app,
@@ -85,12 +85,12 @@ async def serving(app: Any, host: str, port: int, *, bounds: Bounds = DEFAULT_BO
             server.should_exit = True
             await asyncio.wait({running})
         if not running.cancelled() and (error := running.exception()):
-            raise WebServerError("the web server did not end well") from error
+            raise WebServerError("the web server ended with an error") from error
 
 
 @contextmanager
 def _broken_off_with(running: asyncio.Task[None]) -> Generator[None, None, None]:
-    """Cancel the body when the server ends by itself, and raise WebServerError: nobody would reach it any more."""
+    """If the server ends by itself, cancel the body and raise WebServerError: nobody could reach it any more."""
     body, ended = asyncio.current_task(), False
 
     def break_off(_: object) -> None:
@@ -117,11 +117,11 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """Leave the signals to the program."""
+        """Leave signals to the program."""
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's, which exits the process where the app's start-up fails."""
+        """Like uvicorn's, but that exits the process if the app's start-up fails."""
         try:
             await super().startup(sockets)
         except SystemExit:
@@ -139,7 +139,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._receiving = False
         """Whether a request has begun to arrive and is not complete."""
         self._overhead_bytes = 0
-        """What has come of this request, less what it is worth as a body."""
+        """Bytes received of this request, minus an allowance for its body."""
         self._deadline: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
 
@@ -206,13 +206,13 @@ class _BoundedProtocol(HttpToolsProtocol):
             self._deadline = None
 
     def _overdue(self) -> None:
-        if self.pipeline or self.flow.read_paused:  # we do not read; that is no fault of the client's
+        if self.pipeline or self.flow.read_paused:  # we are not reading; that is not the client's fault
             self._expect_within(self._bounds.body_seconds)
         else:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
 
     def _refuse(self, status: HTTPStatus) -> None:
-        """Answer with a status, where no answer has begun, and hang up."""
+        """Answer with a status, unless an answer has begun, and hang up."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
@@ -224,7 +224,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self.loop.call_later(LAST_WORDS_SECONDS, self.transport.abort)
 
     def _abort_stalled(self) -> None:
-        log.info("a client took nothing of its answer for %g s: its connection is closed", self._bounds.stall_seconds)
+        log.info("a client read none of its answer for %g s: closing its connection", self._bounds.stall_seconds)
         self.transport.abort()
 
     def _cancel_stall(self) -> None:
