@@ -4,11 +4,11 @@ Workers take jobs, post outputs and ping (`/job-take`, `/job-stream`, `/job-done
 1.12.0 calls them); clients run, stream, watch and cancel them (`/run`, `/runsync`, `/stream`, `/status`, `/cancel`,
 `/purge-queue`, `/health`, `/openai/…`, as on api.runpod.ai).
 
-- `jobs` is the queue and the life of a job; it knows no HTTP.
-- `worker_side`, `client_side` and `openai_side` are the HTTP faces of it, `app` all of them with the page to try it.
-- `access` says who may call, `bodies` reads what they send, `refusals` tells errors in the form of the API called.
-- `webhooks` posts finished jobs to where their clients want them.
-- `faults` makes the platform slow, or has it refuse, on demand.
+- `jobs` is the queue and the life of a job; it knows nothing about HTTP.
+- `worker_side`, `client_side` and `openai_side` are its HTTP routes; `app` is all of them, with the page to try it.
+- `access` says who may call, `bodies` reads what they send, `refusals` reports errors in the form of the API called.
+- `webhooks` posts finished jobs to their clients' addresses.
+- `faults` makes the platform slow, or makes it refuse calls, on demand.
 
 `python -m local_runpod` serves it and prints the variables that connect a worker to it.
 """

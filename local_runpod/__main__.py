@@ -20,7 +20,7 @@ CONNECTIONS = 4096
 
 
 class _Protocol(H11Protocol):
-    """Closes a connection on which no request has begun in time. h11 bounds what a request's head may take up."""
+    """Closes a connection on which no request has begun in time. h11 bounds the size of a request's head."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)

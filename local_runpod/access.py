@@ -1,9 +1,9 @@
-"""Who may call: a key, where one is set; else whoever is not a web page of somebody else's.
+"""Who may call: whoever has the key, if one is set; else anyone but other people's web pages.
 
 A browser lets any page send requests to this machine, with a `text/plain` or form body without even asking. Such a
-request carries the page's `Origin`, or says `Sec-Fetch-Site: cross-site`; both are looked at. A page can also have its
-own host name lead here (DNS rebinding): then the `Host` is that name, which is looked at too. A key makes all of this
-needless, since no page knows it.
+request carries the page's `Origin`, or says `Sec-Fetch-Site: cross-site`; both are checked. A page can also make its
+own host name point here (DNS rebinding): then the `Host` is that name, so it is checked too. With a key, none of this
+is needed, since no page knows it.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from local_runpod.refusals import refusal
 
-# Names that nobody can register on the internet, so that no page can have one. Beside them: IP addresses, and names
+# Names that nobody can register on the internet, so no page can have one. The same goes for IP addresses and for names
 # without a dot (a container's, a machine's).
 _PRIVATE_SUFFIXES = (".localhost", ".local", ".internal", ".svc", ".lan", ".home.arpa")
-_PAGES = ("/", "/docs")  # what a browser may be led to from anywhere
+_PAGES = ("/", "/docs")  # links from anywhere may lead a browser here
 
 
 @dataclass(frozen=True)
 class Access:
     """Who may call.
 
-    key: what clients must show; None for nothing. listens_on: the host name or address that is listened on; None where
-    that is not known, and then the `Host` is not checked. origins: the web pages that may call, as `scheme://host:port`,
-    `*` for every one.
+    key: what clients must send; None if nothing. listens_on: the host name or address of the server; None if it is not
+    known, and then the `Host` is not checked. origins: the web pages that may call, as `scheme://host:port`, or `*` for
+    all of them.
     """
 
     key: str | None = None
@@ -43,7 +43,7 @@ class Access:
         return self.listens_on is not None and is_loopback(self.listens_on)
 
     def shows_key(self, authorization: str) -> bool:
-        """Whether an `Authorization` header, as Starlette gives it (Latin-1), has the key: `Bearer …`, or bare."""
+        """Whether an `Authorization` header, as Starlette gives it (Latin-1), has the key, with or without `Bearer`."""
         if self.key is None:
             return True
         scheme, _, rest = authorization.partition(" ")
@@ -54,20 +54,20 @@ class Access:
         return any(compare_digest(shown, form) for form in forms)
 
     def refusal_of(self, path: str, headers: Headers) -> str | None:
-        """Why a request must not be served, None where it may be."""
+        """Why a request must not be served; None if it may be."""
         if self.key is not None:
             return None
         host, origin = headers.get("host", ""), headers.get("origin")
         if not (self._is_known_host(host) or self._is_origin_host(host)):
             return (
-                "this Host is not served without a key, since a web page could have its own name lead here: "
+                "this Host is not served without a key, since a web page could make its own name point here: "
                 "use an address or localhost, set LOCAL_API_KEY, or name the origin in CORS_ORIGINS"
             )
         if origin is not None and not self._is_welcome(origin, host):
-            return "pages of this Origin may not call this API; CORS_ORIGINS admits them"
+            return "pages of this Origin may not call this API; CORS_ORIGINS can allow them"
         foreign = headers.get("sec-fetch-site") in ("cross-site", "same-site")
         if origin is None and foreign and not (path in _PAGES and headers.get("sec-fetch-mode") == "navigate"):
-            return "other sites' pages may not call this API; CORS_ORIGINS admits them"
+            return "other sites' pages may not call this API; CORS_ORIGINS can allow them"
         return None
 
     def _is_known_host(self, host: str) -> bool:
@@ -88,7 +88,7 @@ class Access:
 
 
 class Gate:
-    """ASGI middleware: refuses, with 403, what `Access` refuses."""
+    """ASGI middleware: answers 403 to what `Access` refuses."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app = app
@@ -103,7 +103,7 @@ class Gate:
 
 
 def is_loopback(name: str) -> bool:
-    """Whether a host name or address is this machine's own, for itself alone."""
+    """Whether a host name or address is on loopback, reachable only from this machine."""
     if name == "localhost" or name.endswith(".localhost"):
         return True
     return _is_address(name) and ip_address(name).is_loopback

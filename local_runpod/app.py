@@ -42,9 +42,9 @@ def create_app(
 ) -> FastAPI:
     """The app over a queue.
 
-    faults: make the worker's side misbehave. long_poll_seconds: the most that an empty poll takes. worker_key,
-    client_key: what each side must show, None to let in everyone. access: who may call, with a key in it instead of
-    `client_key`; left out, whoever has the key.
+    faults: make the worker's side misbehave. long_poll_seconds: how long an empty poll may take. worker_key,
+    client_key: what each side must send; None to let everyone in. access: who may call; it has its own key and replaces
+    `client_key`. Without it, anyone with the key may call.
     """
     queue, faults, webhooks = queue or JobQueue(), faults or Faults(), webhooks or Webhooks()
     access = access or Access(key=client_key)
@@ -61,7 +61,7 @@ def create_app(
     _tell_errors_in_their_form(app)
 
     async def admit(request: Request) -> None:
-        """Clients show their key as `Authorization: Bearer …`, as RunPod's do, or bare."""
+        """Clients send their key as `Authorization: Bearer …`, as RunPod's do, or without `Bearer`."""
         if not access.shows_key(request.headers.get("authorization", "")):
             raise HTTPException(401, "a key is needed: Authorization: Bearer <LOCAL_API_KEY>")
 

@@ -1,4 +1,4 @@
-"""What workers and clients send, read within limits; what cannot be read or found is refused with a reason."""
+"""Reads what workers and clients send, within limits; refuses, with a reason, what cannot be read or found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ JSON_WITH_CURL = "With curl, add -H 'Content-Type: application/json'"
 async def read(request: Request, limit_bytes: int, queue: JobQueue | None = None) -> bytes:
     """The whole body. Raises HTTPException 413 as soon as it exceeds the limit.
 
-    queue: where what has been read so far counts, with everything else that is in memory; raises its QueueFullError.
+    queue: counts what has been read so far, with everything else in memory; its QueueFullError is raised too.
     """
     body = bytearray()
     with queue.receiving() if queue else nullcontext() as count:
@@ -38,9 +38,9 @@ async def read(request: Request, limit_bytes: int, queue: JobQueue | None = None
 
 
 async def read_json(request: Request, limit_bytes: int, queue: JobQueue) -> bytes:
-    """A client's whole body. Raises HTTPException 415 for one that does not say that it is JSON, and as `read` does.
+    """A client's whole body. Raises HTTPException 415 if its content type is not JSON, and otherwise as `read` does.
 
-    A browser sends any other content type to this machine on behalf of any page, without asking.
+    For any page, a browser would send other content types to this machine without asking.
     """
     body = await read(request, limit_bytes, queue)
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -62,9 +62,9 @@ def parse_object(body: bytes, *, strictly: bool = False) -> dict[str, Any]:
 
 
 def as_text(job_input: Any) -> RawJson:
-    """A job's input as the text that a worker gets: as Python objects it can take twenty times as much memory.
+    """A job's input as the text that a worker gets: Python objects can take twenty times as much memory.
 
-    In ASCII, since an input may hold half of a surrogate pair, which UTF-8 cannot. Raises HTTPException 400.
+    In ASCII, since an input may contain half of a surrogate pair, which UTF-8 cannot. Raises HTTPException 400.
     """
     try:
         return RawJson(json.dumps(job_input))
@@ -78,8 +78,8 @@ def find(queue: JobQueue, job_id: str) -> Job:
     if job is None:
         raise HTTPException(
             404,
-            "job not found; finished jobs are kept for 30 minutes, those of /runsync for one, and for less where newer "
-            "ones need the room",
+            "job not found; finished jobs are kept for 30 minutes (those of /runsync for one minute), or for less if "
+            "newer ones need the room",
         )
     return job
 

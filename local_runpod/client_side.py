@@ -17,7 +17,7 @@ RUNSYNC_SECONDS = 90.0
 LEAST_WAIT_MS, MOST_WAIT_MS = 1000, 300_000
 STREAM_SECONDS = 10.0
 
-# Bodies are read by hand, since an input may be what no schema lets through (worker tests send such).
+# Bodies are parsed by hand, since an input may be something that no schema accepts (the worker tests send such inputs).
 _SUBMISSION: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -53,11 +53,11 @@ def client_side(queue: JobQueue, webhooks: Webhooks) -> APIRouter:
     ) -> dict[str, Any]:
         submission = await _read(queue, webhooks, request, bodies.RUNSYNC_LIMIT_BYTES)
         job = submission.submit(queue, webhooks, RUNSYNC_RETENTION_SECONDS)
-        with suppress(TimeoutError):  # the client gets the state so far, and asks /status for the rest
+        with suppress(TimeoutError):  # the client gets the state so far, and can ask /status later
             await job.finished(wait / 1000)
         return job.report()
 
-    # The SDK's own local API takes a POST where api.runpod.ai takes a GET; here both do.
+    # The SDK's own local API takes a POST where api.runpod.ai takes a GET; here both work.
     @router.post("/status/{job_id}", include_in_schema=False)
     @router.get("/status/{job_id}", summary="A job's state, and its end")
     async def status(job_id: str) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def client_side(queue: JobQueue, webhooks: Webhooks) -> APIRouter:
         queue.cancel(job)
         return {"id": job.id, "status": job.state}
 
-    @router.post("/purge-queue", summary="Cancel all jobs that still wait")
+    @router.post("/purge-queue", summary="Cancel all jobs that are still waiting")
     async def purge_queue() -> dict[str, Any]:
         return {"removed": queue.purge(), "status": "completed"}
 
@@ -100,7 +100,7 @@ def client_side(queue: JobQueue, webhooks: Webhooks) -> APIRouter:
 
 @dataclass(frozen=True)
 class _Submission:
-    """A job to submit, checked: its input as JSON text, and where to post its end."""
+    """A job to submit, already checked: its input as JSON text, and where to post its result."""
 
     job_input: RawJson
     webhook: str | None

@@ -1,4 +1,4 @@
-"""A platform that is slow, or refuses, on demand: what workers must survive."""
+"""Makes the platform slow, or makes it refuse calls, on demand: what workers must survive."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Faults:
-    """How the worker's side of the API misbehaves. All of it can be changed while the app runs.
+    """How the worker's side of the API misbehaves. Everything can be changed while the app runs.
 
-    latency_seconds: added to every call, as a network round trip would add it.
-    refusals: status codes to answer the next calls of a route with, by route name (`job-take`, `job-stream`, …), used
-        up from the front.
-    stalls: seconds by which the next calls of a route are held up before anything is done, by route name.
-    nonsense: bodies to answer the next takes with, as JSON text, in place of jobs.
+    latency_seconds: added to every call, like a network round trip.
+    refusals: status codes for the next calls of a route, by route name (`job-take`, `job-stream`, …), used up from the
+        front.
+    stalls: how many seconds the next calls of a route are delayed before anything is done, by route name.
+    nonsense: answers to the next takes, as JSON text, in place of jobs.
     is_away: whether every call is refused with 503.
     """
 
@@ -26,7 +26,7 @@ class Faults:
     is_away: bool = False
 
     async def apply(self, route: str) -> int | None:
-        """Wait as long as this call must; return the status to refuse it with, None to serve it."""
+        """Wait as long as this call must; return the status to refuse it with, or None to serve it."""
         stall = self.stalls[route].pop(0) if self.stalls[route] else 0.0
         if seconds := self.latency_seconds + stall:
             await asyncio.sleep(seconds)

@@ -21,23 +21,23 @@ KIB, MIB = 1024, 1024 * 1024
 
 
 class QueueFullError(Exception):
-    """There is no room for this, for now. The message says what is full."""
+    """There is no room for this at the moment. The message says what is full."""
 
 
 class QueueClosedError(Exception):
-    """No job is taken any more. The message says why."""
+    """No more jobs are accepted. The message says why."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a queue holds at most; it refuses what goes beyond.
+    """How much a queue may hold; it refuses anything beyond that.
 
-    unfinished_jobs: jobs that wait or run. Each may have a connection open, and `common.web_server` takes 4096, which
-    leaves a thousand for the workers. kept_jobs: finished jobs; one takes about 2 KB beside its result. bytes: inputs,
-    outputs that nobody has fetched, results, and bodies that are just being read, all as text. Finished jobs are
-    forgotten before anything is refused for it. stream_bytes: streamed outputs of one job that nobody has fetched.
-    unread_bytes: streamed outputs that the reader of a stream has not taken yet; beyond that its worker is held back.
-    workers: those that are remembered.
+    unfinished_jobs: jobs waiting or running. Each may have a connection open, and `common.web_server` allows 4096,
+    which leaves a thousand for the workers. kept_jobs: finished jobs; one takes about 2 KB besides its result. bytes:
+    inputs, outputs that nobody has fetched, results, and bodies that are being read, all as text. Finished jobs are
+    forgotten before anything is refused. stream_bytes: streamed outputs of one job that nobody has fetched.
+    unread_bytes: streamed outputs that the reader of a stream has not taken yet; beyond that its worker is slowed down.
+    workers: how many are remembered.
     """
 
     unfinished_jobs: int = 3000
@@ -52,7 +52,7 @@ DEFAULT_LIMITS = Limits()
 
 
 class JobState(StrEnum):
-    """A job's state, in RunPod's words."""
+    """A job's state, by RunPod's names."""
 
     IN_QUEUE = "IN_QUEUE"
     IN_PROGRESS = "IN_PROGRESS"
@@ -62,39 +62,39 @@ class JobState(StrEnum):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing can follow."""
+        """Whether it can no longer change."""
         return self in (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
 
 class RawJson(str):
-    """An input as JSON text, handed to the worker as it is: also what no Python value could hold."""
+    """An input as JSON text, handed to the worker as it is, even if no Python value could represent it."""
 
     __slots__ = ()
 
 
 @dataclass(eq=False)
 class Job:
-    """One job: what a client asked, and what a worker has said to it so far. Times are `time.monotonic()` seconds."""
+    """One job: what a client asked, and what a worker has answered so far. Times are `time.monotonic()` seconds."""
 
     id: str
     input: Any
-    """Let go at the job's end, where its size was given."""
+    """Released at the job's end, if its size was given."""
     state: JobState = JobState.IN_QUEUE
     worker_id: str | None = None
     stream: list[Any] = field(default_factory=list)
     """The streamed outputs that have not been fetched, in order."""
     has_reader: bool = False
-    """Whether somebody fetches the stream as it comes; its worker is held back while that is slow."""
+    """Whether somebody reads the stream as it comes; its worker is slowed down if the reader is slow."""
     output: Any = None
     error: str | None = None
     answers: int = 0
-    """How often a worker has reported the job done; anything but one is a fault of the worker's."""
+    """How often a worker has reported the job done; anything but once is the worker's fault."""
     retention_seconds: float = RETENTION_SECONDS
     submitted_at: float = field(default_factory=time.monotonic)
     taken_at: float | None = None
     finished_at: float | None = None
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
-    # Kept by the queue: what the job is counted with, and how many still need it.
+    # Maintained by the queue: the bytes it counts for this job, and how many callers still need it.
     _input_bytes: int = 0
     _result_bytes: int = 0
     _stream_bytes: deque[int] = field(default_factory=deque)
@@ -127,7 +127,7 @@ class Job:
         return self
 
     def report(self) -> dict[str, Any]:
-        """The answer of `/status`: `id`, `status`, times in milliseconds, `output` or `error` where there is one."""
+        """The answer to `/status`: `id`, `status`, times in milliseconds, and `output` or `error` if there is one."""
         report: dict[str, Any] = {"id": self.id, "status": self.state}
         if self.taken_at is not None:
             report["delayTime"] = _milliseconds(self.submitted_at, self.taken_at)
@@ -144,8 +144,8 @@ class Job:
 class JobQueue:
     """The jobs of one endpoint, within limits.
 
-    Sizes are those of JSON text, in bytes, as it came over HTTP. What is submitted and reported within the process is
-    the caller's own, and counts as nothing unless a size is given.
+    Sizes are those of JSON text, in bytes, as it came over HTTP. Jobs and results from within the process are the
+    caller's responsibility, and count as nothing unless a size is given.
     """
 
     def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
@@ -154,14 +154,14 @@ class JobQueue:
         self.pings: OrderedDict[str, deque[dict[str, str]]] = OrderedDict()
         """Each worker's last heartbeats, oldest first, as their query parameters."""
         self.bytes = 0
-        """What the limit of bytes is compared with."""
+        """What counts towards the limit on bytes."""
         self._polls: Counter[str] = Counter()
-        """The polls that each worker has open; a worker that ever polled has an entry."""
+        """The number of open polls of each worker; every worker that has ever polled has an entry."""
         self._forgotten: Counter[JobState] = Counter()
         self._waiting: deque[Job] = deque()
         self._unfinished = 0
-        # Finished jobs by how long they are kept, oldest first. Those that are kept for a shorter time also go first
-        # when there is no room.
+        # Finished jobs by how long they are kept, oldest first. Those that are kept for a shorter time are also the
+        # first to go when there is no room.
         self._finished: dict[float, OrderedDict[str, Job]] = {
             RUNSYNC_RETENTION_SECONDS: OrderedDict(),
             RETENTION_SECONDS: OrderedDict(),
@@ -192,7 +192,7 @@ class JobQueue:
 
     @contextmanager
     def receiving(self) -> Generator[Callable[[int], None], None, None]:
-        """Count what is being read while this lasts; gives the function to call with the size of each piece.
+        """Count what is being read within this context; gives the function to call with the size of each piece.
 
         That function raises QueueFullError.
         """
@@ -210,7 +210,7 @@ class JobQueue:
             self.bytes -= held
 
     async def wait_for_job(self, timeout_seconds: float) -> bool:
-        """Return True as soon as a job waits, False after the timeout."""
+        """Return True as soon as a job is waiting, False after the timeout."""
         try:
             async with asyncio.timeout(timeout_seconds):
                 while not self._waiting and self._draining_because is None:
@@ -230,9 +230,9 @@ class JobQueue:
 
     @contextmanager
     def polled_by(self, worker_id: str) -> Generator[None, None, None]:
-        """Count a worker as ready for jobs while this lasts."""
+        """Count a worker as ready for jobs within this context."""
         if worker_id not in self._polls and len(self._polls) >= self.limits.workers:
-            self._polls = +self._polls  # those that have no poll open are forgotten
+            self._polls = +self._polls  # forgets workers without an open poll
         self._polls[worker_id] += 1
         try:
             yield
@@ -240,7 +240,7 @@ class JobQueue:
             self._polls[worker_id] -= 1
 
     def workers(self) -> dict[str, int]:
-        """How many workers there are, in the words of RunPod's `/health`. One that has never polled initializes."""
+        """How many workers there are, by the names of RunPod's `/health`. "initializing" means never polled."""
         running = {job.worker_id for job in self.jobs.values() if job.state is JobState.IN_PROGRESS}
         return {
             "idle": len(set(self._polls) - running),
@@ -263,7 +263,7 @@ class JobQueue:
     def add_output(self, job: Job, output: Any, *, size_bytes: int = 0) -> bool:
         """Record one streamed output; a finished job takes no more.
 
-        False where nobody fetches the stream and it has become too long for this one. Raises QueueFullError.
+        False if nobody fetches the stream and it has no room for this output. Raises QueueFullError.
         """
         if job.state.is_final:
             return True
@@ -278,7 +278,7 @@ class JobQueue:
         return True
 
     def fetch(self, job: Job, most: int | None = None) -> list[Any]:
-        """The streamed outputs that have not been fetched, up to so many; they are let go, as RunPod does it."""
+        """The streamed outputs that have not been fetched, up to `most`; they are then dropped, as on RunPod."""
         fetched = job.stream[:most]
         del job.stream[:most]
         size_bytes = sum(job._stream_bytes.popleft() for _ in fetched)
@@ -290,7 +290,7 @@ class JobQueue:
         return fetched
 
     def finish(self, job: Job, *, output: Any, error: str | None, size_bytes: int = 0) -> None:
-        """Record a worker's result. A job that was cancelled meanwhile stays cancelled. Raises QueueFullError."""
+        """Record a worker's result. A job that has been cancelled stays cancelled. Raises QueueFullError."""
         if not job.state.is_final:
             self._make_room(size_bytes)
             job.output, job.error, job._result_bytes = output, error, size_bytes
@@ -299,7 +299,7 @@ class JobQueue:
         job.answers += 1
 
     def cancel(self, job: Job) -> None:
-        """Cancel a job: a waiting one is never handed out, the worker of a running one is told to stop it."""
+        """Cancel a job: one that is waiting is never handed out; the worker of a running one is told to stop it."""
         if job.state is JobState.IN_QUEUE:
             self._waiting.remove(job)
         elif job.state is JobState.IN_PROGRESS and job.worker_id is not None:
@@ -308,7 +308,7 @@ class JobQueue:
             self._end(job, JobState.CANCELLED)
 
     def purge(self) -> int:
-        """Cancel every job that still waits; how many that were."""
+        """Cancel every job that is still waiting. Returns how many there were."""
         waiting, self._waiting = self._waiting, deque()
         for job in waiting:
             self._end(job, JobState.CANCELLED)
@@ -326,9 +326,9 @@ class JobQueue:
         return list(self._to_stop.pop(worker_id, ()))
 
     def drain(self, reason: str) -> None:
-        """Take no more jobs: those that wait fail with the reason at once, new ones are refused with it.
+        """Take no more jobs: those that are waiting fail at once with the reason, new ones are refused with it.
 
-        Polls for jobs are answered with nothing; the jobs that run go on.
+        Polls for jobs get an empty answer; running jobs go on.
         """
         self._draining_because = self._draining_because or reason
         waiting, self._waiting = self._waiting, deque()
@@ -337,7 +337,7 @@ class JobQueue:
         self._arrived.set()
 
     def close(self, reason: str = "this queue is closed") -> None:
-        """Drain, fail the jobs that still run, and answer every poll, so that the server can end."""
+        """Drain, fail the jobs that are still running, and answer every poll, so that the server can end."""
         self.drain(reason)
         for job in list(self.jobs.values()):
             if not job.state.is_final:
@@ -351,7 +351,7 @@ class JobQueue:
             while len(self.pings) >= self.limits.workers:
                 self.pings.popitem(last=False)
         self.pings.setdefault(worker_id, deque(maxlen=100)).append(parameters)
-        self._forget_expired()  # memory is given back even when nobody submits anything
+        self._forget_expired()  # so that memory is freed even if nobody submits anything
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""
@@ -360,7 +360,7 @@ class JobQueue:
 
     @contextmanager
     def kept(self, job: Job) -> Generator[None, None, None]:
-        """Do not forget a job while this lasts."""
+        """Do not forget a job within this context."""
         job._pins += 1
         try:
             yield
@@ -370,7 +370,7 @@ class JobQueue:
                 self._keep_for_now(job)
 
     def forget(self, job: Job) -> None:
-        """Keep a finished job that nobody can ask for any more only in the counts."""
+        """Drop a finished job that nobody can ask for any more; it is still counted."""
         if not job.state.is_final:
             return
         self._finished[job.retention_seconds].pop(job.id, None)
@@ -380,7 +380,7 @@ class JobQueue:
 
     def _tell_to_stop(self, worker_id: str, job_id: str) -> None:
         if worker_id not in self._to_stop:
-            while len(self._to_stop) >= self.limits.workers:  # workers that have gone, and ask no more
+            while len(self._to_stop) >= self.limits.workers:  # workers that are gone and will not ask again
                 self._to_stop.popitem(last=False)
             self._to_stop[worker_id] = deque(maxlen=self.limits.unfinished_jobs)
         self._to_stop[worker_id].append(job_id)
@@ -410,7 +410,7 @@ class JobQueue:
         self._forget_expired()
 
     def _make_room(self, size_bytes: int) -> None:
-        """Forget finished jobs until so much more can be kept. Raises QueueFullError where that does not help."""
+        """Forget finished jobs until this many bytes fit. Raises QueueFullError if that does not help."""
         while self.bytes + size_bytes > self.limits.bytes:
             if not self._forget_one():
                 raise QueueFullError(
@@ -418,7 +418,7 @@ class JobQueue:
                 )
 
     def _forget_one(self) -> bool:
-        """Forget the finished job whose result is needed least; False where there is none."""
+        """Forget the finished job whose result is needed least; False if there is none."""
         for finished in self._finished.values():
             if finished:
                 self.forget(next(iter(finished.values())))

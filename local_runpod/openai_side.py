@@ -1,11 +1,11 @@
-"""OpenAI's API over the queue, as api.runpod.ai has it under `/openai/`: a call becomes a job, its output the answer.
+"""OpenAI's API over the queue, as on api.runpod.ai under `/openai/`: a call becomes a job, its output the answer.
 
-The job's input is `{"openai_route": "/v1/…", "openai_input": {…}}`, without `openai_input` for a GET. A POST whose body
-is empty or `{}` says `"openai_method": "POST"` too, since RunPod's own gateway sends an empty `openai_input` for a GET;
-so do a PUT and a DELETE. A query goes along as `openai_query`, text without its question mark.
+The job's input is `{"openai_route": "/v1/…", "openai_input": {…}}`, without `openai_input` for a GET. A POST with an
+empty body or `{}` also says `"openai_method": "POST"`, since RunPod's own gateway sends an empty `openai_input` for a
+GET; a PUT or DELETE names its method too. A query is sent as `openai_query`, without its question mark.
 
-Outputs that are text are whole server-sent events and are passed on as they come; an unstreamed answer is one output. A
-failed job's error is JSON in OpenAI's shape, with the status to answer with in it.
+Outputs that are strings are whole server-sent events and are passed on as they come; an unstreamed answer is one
+output. A failed job's error is JSON in OpenAI's shape, which includes the status to answer with.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ _BODY: dict[str, Any] = {
     "requestBody": {
         "content": {
             "application/json": {
-                "schema": {"type": "object", "description": "The body of OpenAI's API, for the path that is called."},
+                "schema": {"type": "object", "description": "The body that OpenAI's API takes on this path."},
                 "example": {"model": "glm-4.7-flash", "messages": [{"role": "user", "content": "Hello"}]},
             }
         }
     }
 }
 
-# The statuses of errors whose `code` is a word of OpenAI's, such as `model_not_found`.
+# The statuses of errors whose `code` is one of OpenAI's words, such as `model_not_found`.
 _STATUS_OF_TYPE = {
     "invalid_request_error": 400,
     "authentication_error": 401,
@@ -97,7 +97,7 @@ async def _answer(queue: JobQueue, request: Request, route: str, asked: dict[str
 
 
 async def _unless_caller_leaves(request: Request, happens: Coroutine[Any, Any, Any]) -> bool:
-    """Wait for what happens to the job; False where the caller hangs up first."""
+    """Wait for something to happen to the job; False if the caller hangs up first."""
     happening = asyncio.create_task(happens)
     leaving = asyncio.create_task(_left(request))
     try:
@@ -125,7 +125,7 @@ class _EventStream(StreamingResponse):
         job.has_reader = True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Stream, and end the job whichever way that ends; its generator may never have begun."""
+        """Stream, and end the job however that ends; the generator may not even have started."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -137,7 +137,7 @@ async def _events(queue: JobQueue, job: Job, route: str) -> AsyncGenerator[str, 
     last = ""
     while not job.state.is_final or job.stream:
         await job.streamed(1)
-        for output in queue.fetch(job, 1):  # one by one: what the caller has not taken is for the queue to count
+        for output in queue.fetch(job, 1):  # one by one: the queue counts what the caller has not taken
             last = output if isinstance(output, str) else f"data: {json.dumps(output)}\n\n"
             yield last
     if job.state is not JobState.COMPLETED and not ends_by_itself(last):
@@ -145,7 +145,7 @@ async def _events(queue: JobQueue, job: Job, route: str) -> AsyncGenerator[str, 
 
 
 def _end(queue: JobQueue, job: Job) -> None:
-    """A caller of OpenAI's API never learns the job's id: it is cancelled where the caller left, and never kept."""
+    """A caller of OpenAI's API never learns the job's id, so it is cancelled if it is still running, and never kept."""
     queue.cancel(job)
     queue.forget(job)
 
@@ -160,7 +160,7 @@ def _whole_answer(job: Job, route: str) -> Response:
 
 
 def _error_of(job: Job) -> tuple[dict[str, Any], int]:
-    """The error of a job that failed, or was cancelled by someone else, and the status to answer it with."""
+    """The error of a job that failed, or was cancelled by someone else, and the status to answer with."""
     if job.state is JobState.CANCELLED:
         return openai_error("the job was cancelled", 409), 409
     try:

@@ -1,4 +1,4 @@
-"""How errors are told, in the form of the API that was called.
+"""How errors are reported, in the form of the API that was called.
 
 OpenAI's routes answer `{"error": {"message", "type", "param", "code"}}`, Anthropic's `/v1/messages`
 `{"type": "error", "error": {"type", "message"}}`, RunPod's own routes `{"detail": message}`.
@@ -13,7 +13,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-RETRY_AFTER_SECONDS = 5  # what a client is told to wait where only the moment was wrong
+RETRY_AFTER_SECONDS = 5  # how long clients are told to wait when they may try again
 
 # https://platform.openai.com/docs/guides/error-codes
 _OPENAI_TYPES = {
@@ -36,7 +36,7 @@ _OPENAI_ROUTE = re.compile(r"(?:/v2/[^/]+)?/openai(/.*)")
 
 
 def refusal(path: str, status: int, message: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """The answer to a call of this path that is refused here. 429 and 503 say when to come again."""
+    """The answer to a call of this path that is refused here. 429 and 503 say when to try again."""
     headers = dict(headers or {})
     if status in (429, 503):
         headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
@@ -46,13 +46,13 @@ def refusal(path: str, status: int, message: str, headers: Mapping[str, str] | N
 
 
 def openai_error(message: str, status: int) -> dict[str, Any]:
-    """An error's fields, as OpenAI's API has them."""
+    """An error's fields, as in OpenAI's API."""
     kind = _OPENAI_TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"message": message, "type": kind, "param": None, "code": status}
 
 
 def in_form_of(route: str, error: dict[str, Any], status: int) -> dict[str, Any]:
-    """The body of an error's answer on a route such as `/v1/messages`, from its fields as OpenAI's API has them."""
+    """The body of an error's answer on a route such as `/v1/messages`, from its fields as in OpenAI's API."""
     if not _is_anthropic(route):
         return {"error": error}
     kind = _ANTHROPIC_TYPES.get(status, "invalid_request_error" if status < 500 else "api_error")
@@ -72,7 +72,7 @@ def error_event(route: str, error: dict[str, Any], status: int) -> str:
 
 
 def ends_by_itself(events: str) -> bool:
-    """Whether the last of these events already tells of an error, or of the stream's end."""
+    """Whether the last of these events already reports an error, or the end of the stream."""
     last = events.rstrip("\n").rpartition("\n\n")[2]
     lines = last.split("\n")
     data = "\n".join(line.removeprefix("data:").strip() for line in lines if line.startswith("data:"))

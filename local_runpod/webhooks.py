@@ -1,8 +1,8 @@
 """Finished jobs, posted to the address that their client gave.
 
-Where others can submit jobs, that address must be a public one: else whoever may submit a job could have this machine
-post to what only it can reach. The address is checked when the job is submitted, and again when it is connected to,
-since a name may lead somewhere else by then.
+If others can submit jobs, that address must be a public one: otherwise anyone who submits a job could make this machine
+post to addresses that only it can reach. The address is checked when the job is submitted, and again on connecting,
+since the name may resolve to something else by then.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from local_runpod.jobs import Job, JobQueue, QueueFullError
 
 log = logging.getLogger("local_runpod.webhooks")
 
-# https://docs.runpod.io/serverless/endpoints/send-requests#webhook-notifications: two more tries, 10 s apart.
+# https://docs.runpod.io/serverless/endpoints/send-requests#webhook-notifications: two retries, 10 s apart.
 TRIES = 3
 PAUSE_SECONDS = 10.0
 TIMEOUT_SECONDS = 10.0
-CHECK_SECONDS = 5.0  # for a name to be resolved while its client waits
-CLOSE_SECONDS = 5.0  # for what is being posted when the server ends
+CHECK_SECONDS = 5.0  # for resolving a name while its client waits
+CLOSE_SECONDS = 5.0  # for posts that are in flight when the server ends
 
 MOST_AT_ONCE = 50  # posts
 MOST_UNDER_WAY = 3000  # jobs with a webhook, until it has been posted
@@ -41,12 +41,12 @@ class UnwelcomeWebhookError(Exception):
 
 
 class Webhooks:
-    """The announcements under way."""
+    """Posts finished jobs to their webhooks."""
 
     def __init__(
         self, pause_seconds: float = PAUSE_SECONDS, *, only_public: bool = False, hosts: Iterable[str] = ()
     ) -> None:
-        """only_public: whether the address must be a public one; hosts: names that may be posted to all the same."""
+        """only_public: whether the address must be a public one; hosts: names that are allowed anyway."""
         self._pause_seconds = pause_seconds
         self._only_public = only_public
         self._hosts = frozenset(host.lower() for host in hosts)
@@ -54,7 +54,7 @@ class Webhooks:
         self._under_way: dict[asyncio.Task[None], Job] = {}
 
     async def check(self, url: Any) -> None:
-        """Raises UnwelcomeWebhookError for what is not an address that may be posted to."""
+        """Raises UnwelcomeWebhookError for anything that may not be posted to."""
         host = _host_in(_parsed(url))
         if not self._is_guarded(host):
             return
@@ -70,20 +70,20 @@ class Webhooks:
     def check_room(self) -> None:
         """Raises QueueFullError while too many announcements are under way."""
         if len(self._under_way) >= MOST_UNDER_WAY:
-            raise QueueFullError(f"{MOST_UNDER_WAY} webhooks wait for their jobs, or for an answer; try again later")
+            raise QueueFullError(f"{MOST_UNDER_WAY} webhooks are waiting for a job or an answer; try again later")
 
     def announce(self, queue: JobQueue, job: Job, url: str) -> None:
-        """Post the job's report to this address, which has been checked, once the job is over."""
+        """Post the job's report to this address, already checked, once the job is over."""
         task = asyncio.create_task(self._announce(queue, job, _parsed(url)))
         self._under_way[task] = job
         task.add_done_callback(self._ended)
 
     async def close(self) -> None:
-        """Give the posts of finished jobs a last moment, then give up what is left, and say so."""
+        """Give the posts of finished jobs a last moment, then give up the rest and log it."""
         if posting := [task for task, job in self._under_way.items() if job.state.is_final]:
             await asyncio.wait(posting, timeout=CLOSE_SECONDS)
         if left := list(self._under_way):
-            log.warning("%d webhooks were not told: this server ends", len(left))
+            log.warning("%d webhooks were not called: this server is stopping", len(left))
             for task in left:
                 task.cancel()
             await asyncio.wait(left)
@@ -91,7 +91,7 @@ class Webhooks:
     def _ended(self, task: asyncio.Task[None]) -> None:
         job = self._under_way.pop(task)
         if not task.cancelled() and (error := task.exception()):
-            log.error("job %s: its webhook could not be told: unexpected %s", job.id, type(error).__name__)
+            log.error("job %s: its webhook could not be called: unexpected %s", job.id, type(error).__name__)
 
     async def _announce(self, queue: JobQueue, job: Job, url: URL) -> None:
         with queue.kept(job):
@@ -118,10 +118,10 @@ class Webhooks:
 
 
 class _PublicResolver(aiohttp.ThreadedResolver):
-    """Resolves names to public addresses alone. aiohttp connects to what this gives, and to nothing else."""
+    """Resolves names to public addresses only. aiohttp connects to what this returns, and to nothing else."""
 
     async def resolve(self, host: str, port: int = 0, family: AddressFamily | int = AF_UNSPEC) -> list[ResolveResult]:
-        """All addresses of a host. Raises OSError, and UnwelcomeWebhookError where one is not public."""
+        """All addresses of a host. Raises OSError, and UnwelcomeWebhookError if one is not public."""
         found = await super().resolve(host, port, family)  # type: ignore[arg-type]
         _check_public([ip_address(each["host"]) for each in found])
         return found
@@ -129,12 +129,12 @@ class _PublicResolver(aiohttp.ThreadedResolver):
 
 def _check_public(addresses: Iterable[IPv4Address | IPv6Address]) -> None:
     if not all(map(_is_public, addresses)):
-        raise UnwelcomeWebhookError('"webhook" must lead to a public address; WEBHOOK_HOSTS adds hosts that need not')
+        raise UnwelcomeWebhookError('"webhook" must have a public address; WEBHOOK_HOSTS can allow other hosts')
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:
     if isinstance(address, IPv6Address):
-        # An IPv4 address in the guise of another is reached as what it is.
+        # An IPv4 address inside an IPv6 address is reached as the IPv4 address.
         if (inner := address.ipv4_mapped or address.sixtofour) is not None:
             return _is_public(inner)
         if address in _NAT64:

@@ -1,4 +1,4 @@
-"""The variables that make a worker of this platform."""
+"""The variables that connect a worker to this platform."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ def worker_environment(
 ) -> dict[str, str]:
     """The variables with which RunPod starts a worker of this endpoint, in the form seen on a deployed pod.
 
-    `$ID` and `$RUNPOD_POD_ID` are literal: the SDK fills them in. worker_key: what `create_app` asks of workers.
+    `$ID` and `$RUNPOD_POD_ID` are literal: the SDK fills them in. worker_key: the one given to `create_app`.
     """
     base = f"{base_url}/v2/{endpoint_id}"
     query = "?gpu=local" if worker_key is None else f"?gpu=local&key={worker_key}"

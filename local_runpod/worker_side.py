@@ -1,6 +1,6 @@
-"""What RunPod's SDK calls. The paths are those of its `RUNPOD_WEBHOOK_*` variables.
+"""What RunPod's SDK calls. The paths are those in its `RUNPOD_WEBHOOK_*` variables.
 
-The SDK posts JSON under a form's content type, so bodies are parsed here whatever they say they are.
+The SDK posts JSON with a form's content type, so bodies are parsed here whatever their content type.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from local_runpod import bodies
 from local_runpod.faults import Faults
 from local_runpod.jobs import Job, JobQueue, RawJson
 
-# How long a streamed output waits for a slow reader before its worker is asked to send it again; a worker gives a post
+# How long a streamed output waits for a slow reader before its worker is asked to send it again; a worker allows a post
 # 60 s.
 SLOW_READER_SECONDS = 20.0
 
@@ -24,13 +24,13 @@ SLOW_READER_SECONDS = 20.0
 def worker_side(
     queue: JobQueue, faults: Faults, *, long_poll_seconds: float, worker_key: str | None = None
 ) -> APIRouter:
-    """The routes over a queue. worker_key: what workers must send as `?key=`, None to let in everyone."""
+    """The routes over a queue. worker_key: what workers must send as `?key=`; None to let everyone in."""
 
     router = APIRouter(dependencies=[Depends(_gate(faults, worker_key))], include_in_schema=False)
 
     async def take(request: Request, worker_id: str, most: int) -> list[Job]:
         with queue.polled_by(worker_id):
-            # A worker that has hung up meanwhile must not be given a job: nobody would ever answer it.
+            # A worker that has hung up in the meantime must not be given a job: nobody would ever answer it.
             if await queue.wait_for_job(long_poll_seconds) and not await request.is_disconnected():
                 return queue.take(worker_id, most)
         return []
@@ -71,7 +71,7 @@ def worker_side(
 
 
 def _gate(faults: Faults, worker_key: str | None) -> Callable[[Request], Awaitable[None]]:
-    """What every call passes: the workers' key, then what goes wrong on demand."""
+    """What every call passes through: the check of the workers' key, then the faults on demand."""
 
     async def admit(request: Request) -> None:
         shown = request.query_params.get("key", "").encode("utf-8", "replace")
@@ -95,7 +95,7 @@ async def _add_output(queue: JobQueue, job: Job, request: Request) -> None:
     body = await bodies.read(request, bodies.STREAMED_OUTPUT_LIMIT_BYTES, queue)
     result = bodies.parse_object(body, strictly=True)
     if not queue.add_output(job, result.get("output"), size_bytes=len(body)):
-        raise HTTPException(413, f"nobody fetches this stream, and {queue.limits.stream_bytes} bytes of it are kept")
+        raise HTTPException(413, f"nobody is reading this stream; up to {queue.limits.stream_bytes} bytes are kept")
 
 
 async def _finish(queue: JobQueue, job: Job, request: Request) -> None:

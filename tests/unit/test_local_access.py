@@ -337,7 +337,7 @@ async def test_stopping_server_says_which_webhooks_it_leaves(queue: JobQueue, ca
     webhooks = Webhooks()
     webhooks.announce(queue, queue.submit(1), "http://127.0.0.1:9/")
     await webhooks.close()
-    assert "1 webhooks were not told" in caplog.text
+    assert "1 webhooks were not called" in caplog.text
     assert queue.counts()[JobState.IN_QUEUE] == 1
 
 
