@@ -1,7 +1,7 @@
-"""The newest SGLang image and RunPod SDK, written into every place that pins them. Run by .github/workflows/bump.yml.
+"""Writes the newest SGLang image and RunPod SDK everywhere they are pinned. Run by .github/workflows/bump.yml.
 
-SGLang and what goes with it (torch, transformers, the CPU engine's lock) are compatible by its own pins: the lock's
-other packages are left alone, and the checks of the pull request tell whether that still works.
+SGLang's own pins keep it compatible with torch, transformers and the rest of the CPU engine's lock. The lock's other
+packages are left alone, and the checks of the pull request show whether that still works.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 RELEASE = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:\.post(\d+))?")
 
-# Where each version stands, as the text before it; what follows is the version.
+# Where each version is, as the text right before it.
 SGLANG_PLACES = {
     "Dockerfile": [r"lmsysorg/sglang:v"],
     "docker-compose.yml": [r"lmsysorg/sglang:v"],
@@ -28,7 +28,7 @@ RUNPOD_PLACES = {"Dockerfile": [r'"runpod=='], "embedded/requirements.txt": [r"\
 
 
 def main() -> int:
-    """Look up both, and write what is newer."""
+    """Look up both versions, and write any that are newer."""
     sglang = newest(releases("sglang"))
     if has_image(f"lmsysorg/sglang:v{sglang}"):
         write(REPOSITORY, SGLANG_PLACES, sglang)
@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def releases(package: str) -> list[str]:
-    """The versions of a package that pip finds. Raises LookupError where it finds none."""
+    """The versions of a package that pip finds. Raises LookupError if it finds none."""
     command = [sys.executable, "-m", "pip", "index", "versions", package]
     said = subprocess.run(command, capture_output=True, text=True, check=False)
     found = re.search(r"^Available versions: (.+)$", said.stdout, re.MULTILINE)
@@ -58,7 +58,7 @@ def has_image(name: str) -> bool:
 
 
 def newest(names: Iterable[str]) -> str:
-    """The highest release among tags or versions, without a `v`; candidates, variants and nightlies do not count."""
+    """The highest release among tags or versions, without its `v`; candidates, variants and nightlies do not count."""
     releases = [match for name in names if (match := RELEASE.fullmatch(name))]
     if not releases:
         raise LookupError("no release among them")
@@ -67,7 +67,7 @@ def newest(names: Iterable[str]) -> str:
 
 
 def write(folder: Path, places: dict[str, list[str]], version: str) -> None:
-    """Put the version in its places, where it is newer. Raises LookupError for a place that has none."""
+    """Put the version in its places, if it is newer. Raises LookupError for a place without a version."""
     for name, prefixes in places.items():
         path = folder / name
         text = path.read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def write(folder: Path, places: dict[str, list[str]], version: str) -> None:
 
 
 def runpod_range(text: str, version: str) -> str:
-    """pyproject.toml with the SDK's range for this version: one minor version, unless the range is newer."""
+    """pyproject.toml's text with the SDK's range for this version: one minor version, unless the range is newer."""
     major, minor = (int(part) for part in version.split(".")[:2])
 
     def replacement(match: re.Match[str]) -> str:
@@ -91,7 +91,7 @@ def runpod_range(text: str, version: str) -> str:
 
 
 def newer_of(version: str) -> Callable[[re.Match[str]], str]:
-    """The replacement of a pin: the version, unless the pin is newer."""
+    """The replacement for a pin: the version, unless the pin is newer."""
 
     def replacement(match: re.Match[str]) -> str:
         return match[1] + newest([version, match[2].rstrip(".")]) + ("." if match[2].endswith(".") else "")

@@ -18,48 +18,48 @@ THAT_MATTER: dict[str, dict[str, str]] = {
     "The model": {
         "MODEL_NAME": "A Hugging Face repository or a folder. bf16 weights are 62 GB, for an 80 GB card. For 48 GB: "
         "an FP8 variant (31 GB); for 24 and 32 GB: AWQ or NVFP4 (18-20 GB). Those are made by the community.",
-        "REVISION": "A branch, tag or commit of that repository, so that a new upload changes nothing by itself.",
-        "SERVED_MODEL_NAME": "The name under which clients ask for the model.",
-        "QUANTIZATION": "Only where the checkpoint does not say it itself. `fp8` quantises bf16 weights as they load.",
-        "TOOL_CALL_PARSER": "Turns the model's tool calls into `tool_calls`. `glm47` is GLM-4.7's own form.",
-        "REASONING_PARSER": "Takes the thoughts out of `content` and into `reasoning_content`.",
+        "REVISION": "A branch, tag or commit of that repository, so that a new upload changes nothing here.",
+        "SERVED_MODEL_NAME": "The name by which clients ask for the model.",
+        "QUANTIZATION": "Only needed if the checkpoint does not say. `fp8` quantises bf16 weights as they load.",
+        "TOOL_CALL_PARSER": "Turns the model's tool calls into `tool_calls`. `glm47` is GLM-4.7's own format.",
+        "REASONING_PARSER": "Moves the model's reasoning from `content` to `reasoning_content`.",
     },
     "Memory and context": {
         "MEM_FRACTION_STATIC": "The share of the GPU's memory for weights and KV cache together. The rest is for "
-        "activations and CUDA graphs: lower it after an out of memory, raise it for more concurrent tokens.",
+        "activations and CUDA graphs: lower it after an out-of-memory error, raise it for more concurrent tokens.",
         "CONTEXT_LENGTH": "The longest request, prompt and answer together. The model's own is 202,752 tokens, which "
-        "are 11 GB of KV cache (54 KB each): set less where requests are shorter and the card is small.",
+        "take 11 GB of KV cache (54 KB each): set less if requests are shorter and the card is small.",
         "KV_CACHE_DTYPE": "`fp8_e4m3` halves the KV cache, at some cost in accuracy.",
         "MAX_RUNNING_REQUESTS": "The most requests in one batch. More wait inside SGLang.",
-        "CHUNKED_PREFILL_SIZE": "How many prompt tokens are computed at once. Smaller: long prompts hold up running "
-        "streams less, and need less memory. -1 turns the cutting off.",
+        "CHUNKED_PREFILL_SIZE": "How many prompt tokens are computed at once. With smaller chunks, long prompts hold "
+        "up running streams less and need less memory. -1 turns chunking off.",
     },
     "Several GPUs": {
-        "TENSOR_PARALLEL_SIZE": "Splits every layer over that many GPUs. With 20 attention heads: 1, 2 or 4.",
-        "DATA_PARALLEL_SIZE": "Whole copies of the model, one a GPU: more throughput, no more memory for one request.",
+        "TENSOR_PARALLEL_SIZE": "Splits every layer over this many GPUs. With 20 attention heads: 1, 2 or 4.",
+        "DATA_PARALLEL_SIZE": "Whole copies of the model, one per GPU: more throughput, but no more memory per request.",
     },
     "Speculative decoding": {
         "SPECULATIVE_ALGORITHM": "`EAGLE` lets the model's own draft layer guess ahead: faster streams at low and "
-        "middle load. Empty turns it off, which frees its memory and may give more throughput at full load.",
+        "medium load. Empty turns it off, which frees its memory and may give more throughput at full load.",
         "SPECULATIVE_NUM_STEPS": "How many tokens are guessed in a row.",
-        "SPECULATIVE_EAGLE_TOPK": "How many guesses a step. 1 is a chain, more a tree.",
+        "SPECULATIVE_EAGLE_TOPK": "How many guesses per step. 1 is a chain, more than 1 a tree.",
         "SPECULATIVE_NUM_DRAFT_TOKENS": "How many guessed tokens are checked at once: steps + 1 for a chain.",
     },
     "Kernels": {
-        "ATTENTION_BACKEND": "SGLang chooses by the card. On Blackwell the model card asks for `triton`.",
+        "ATTENTION_BACKEND": "By default SGLang chooses for the card. On Blackwell, the model card asks for `triton`.",
         "DISABLE_CUDA_GRAPH": "Starts faster and saves memory; every token is slower.",
     },
     "Cold start": {
-        "WEIGHT_LOADER_PREFETCH_CHECKPOINTS": "Reads the checkpoint's files ahead into the page cache: shortens the "
-        "load from a network volume.",
+        "WEIGHT_LOADER_PREFETCH_CHECKPOINTS": "Reads the checkpoint's files ahead into the page cache: loads faster "
+        "from a network volume.",
         "STARTUP_WEIGHT_LOAD_MODE": "`overlap` reads the weights while CUDA graphs are captured, instead of before.",
-        "LOAD_FORMAT": "How weights are read. `auto` takes safetensors; `dummy` gives random ones, to try a start.",
+        "LOAD_FORMAT": "How weights are read. `auto` takes safetensors; `dummy` makes random ones, to test a start.",
     },
-    "Watching, keys, adapters": {
+    "Metrics, keys, adapters": {
         "ENABLE_METRICS": "Prometheus metrics on the engine's `/metrics`, which is not open to jobs: scrape the "
         "engine's port.",
         "API_KEY": "SGLang asks for it, and the worker sends it. For an engine that others can reach (`HOST`).",
-        "LORA_PATHS": "Adapters, `name=path name=path` or a JSON array; clients choose one by its name as the model.",
+        "LORA_PATHS": "Adapters, `name=path name=path` or a JSON array; clients choose one by naming it as the model.",
     },
 }
 
@@ -67,17 +67,17 @@ INTRODUCTION = """\
 # Configuration
 
 Every setting is an environment variable. A `.env` file in the current folder is read as well; the environment wins over
-it. `python engine.py --print` shows the command line that comes out and where each setting is from, and starts nothing.
+it. `python engine.py --print` shows the resulting command line and the source of each setting, and starts nothing.
 
 - An empty value turns a default off: `SPECULATIVE_ALGORITHM=` serves without EAGLE.
 - Flags take `true`, `1`, `yes`, `on` or `false`, `0`, `no`, `off`.
-- Lists are split like a shell does, or are JSON arrays.
-- Everything is checked before anything starts, and all mistakes are told at once; the exit code is then 2.
-- Two names of one option may both be set, to the same value.
-- `SGLANG_EXTRA_ARGS` is put behind the rest of SGLang's command line as it is, split like a shell does, and wins.
+- Lists are split as a shell would, or are JSON arrays.
+- Everything is checked before anything starts, and all mistakes are reported at once; the exit code is then 2.
+- Two names of one option may both be set if the value is the same.
+- `SGLANG_EXTRA_ARGS` is split as a shell would, added unchanged to the end of SGLang's command line, and wins.
 - A variable that looks like a misspelt option, or like one of another version, gets a warning with the right name.
 
-This page is made by `scripts/update-options`; a test compares it.
+This page is generated by `scripts/update-options`; a test checks that it is up to date.
 """
 
 
@@ -105,24 +105,24 @@ def _lines() -> Iterator[str]:
         for preset in PRESETS.values()
     ]
     yield from _table(("preset", "card", "sets"), rows)
-    yield "\nWhere that comes from:\n"
+    yield "\nSources:\n"
     for preset in PRESETS.values():
         yield f"- `{preset.name}`: " + "; ".join(
             source if name == "card" else f"`{name}`: {source}" for name, source in preset.sources.items()
         )
     yield "\n## The worker\n"
     settings = [(_code(v.name), _code(v.default) if v.default else "", v.expected, v.meaning) for v in VARIABLES]
-    yield from _table(("variable", "default", "accepted", "what it is"), settings)
+    yield from _table(("variable", "default", "accepted", "meaning"), settings)
     yield "\n## Names of other workers\n"
-    yield "These mean the same as an option of SGLang, and are taken for it.\n"
+    yield "Each of these is another name for an option of SGLang.\n"
     yield from _table(
         ("variable", "the same as"), [(_code(name), _code(known)) for name, known in RUNPOD_NAMES.items()]
     )
     yield "\n## Reserved\n"
-    yield f"These are refused, also in `{EXTRA_ARGS}`.\n"
+    yield f"These are refused, in `{EXTRA_ARGS}` too.\n"
     yield from _table(("variable", "why"), [(_code(name), why) for name, why in RESERVED.items()])
     yield f"\n## Every option of SGLang {options.sglang_version()}\n"
-    yield "Without a default here, SGLang's own counts: `python -m sglang.launch_server --help` tells it.\n"
+    yield "Without a default here, SGLang's own applies; `python -m sglang.launch_server --help` shows it.\n"
     table = [option for option in options.load() if option.name not in RESERVED]
     yield from _table(("variable", "flag", "type", "default", "accepted"), [_row(option) for option in table])
 

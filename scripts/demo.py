@@ -19,7 +19,7 @@ BOLD, DIM, PLAIN = ("\033[1m", "\033[2m", "\033[0m") if sys.stdout.isatty() else
 
 
 def main() -> int:
-    """Run and show all three. Returns 1 at the first that fails."""
+    """Run and show all three. Stops and returns 1 if one fails."""
     LOG.parent.mkdir(exist_ok=True)
     greeting, tool_call = conversation("greeting").request(), conversation("tool_call").request()
     fact = {"model": "glm-4.7-flash", **conversation("fact").request(), "stream": True}
@@ -28,14 +28,12 @@ def main() -> int:
         ("A tool call", {"input": tool_call}),
         ("A streamed answer", {"input": {"openai_route": "/v1/chat/completions", "openai_input": fact}}),
     ]
-    print(
-        f"{DIM}Each job starts the worker, and with it SGLang, anew: about half a minute each. Their log: {LOG}{PLAIN}"
-    )
+    print(f"{DIM}Each job starts a new worker, and SGLang with it: about half a minute each. The log: {LOG}{PLAIN}")
     return 0 if all(show(number, *demo) for number, demo in enumerate(demonstrations, start=1)) else 1
 
 
 def show(number: int, title: str, job: dict[str, Any]) -> bool:
-    """Run one job in local mode; print what was asked and what was answered. Returns whether it was."""
+    """Run one job in local mode; print the question and the answer. Returns whether there was one."""
     text = json.dumps(job)
     print(f"\n{BOLD}{number}. {title}{PLAIN}")
     print(f"{DIM}$ {COMMAND} --test_input {shlex.quote(text)}{PLAIN}", flush=True)
@@ -67,7 +65,7 @@ def show_message(message: dict[str, Any]) -> None:
 
 
 def show_stream(outputs: list[str]) -> None:
-    """A streamed answer: the pieces of text as the events brought them, and how many outputs carried the events."""
+    """A streamed answer: the pieces of text, one per event, and how many outputs the events came in."""
     deltas = [choice["delta"] for event in events(outputs) for choice in event["choices"]]
     for label, key in (("thinking", "reasoning_content"), ("answer", "content")):
         line(label, "|".join(piece for delta in deltas if (piece := delta.get(key))))

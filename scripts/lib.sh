@@ -1,5 +1,5 @@
 # shellcheck shell=sh
-# What the scripts share. Sourced from the repository's root.
+# Shared by the scripts. Sourced from the repository's root.
 
 say() {
     if [ -t 2 ]; then printf '\033[1m==> %s\033[0m\n' "$*" >&2; else printf '==> %s\n' "$*" >&2; fi
@@ -21,10 +21,10 @@ find_python() {
     fail "Python 3.11 or newer is needed; name one with PYTHON=/path/to/python3.11"
 }
 
-# Modules are compiled when they are first imported, a few hundred of the thousands installed; so that must be allowed.
+# Of the thousands of installed modules, a few hundred are imported, and compiled only then; so that must be allowed.
 unset PYTHONDONTWRITEBYTECODE
 
-# pip in .venv. Its output goes to .venv/install.log: the last line is shown now and then, the whole when pip fails.
+# pip in .venv. Its output goes to .venv/install.log: the last line is shown now and then, and all of it if pip fails.
 pip() {
     .venv/bin/python -m pip --disable-pip-version-check "$@" --no-compile --progress-bar off >.venv/install.log 2>&1 &
     pip_pid=$!

@@ -22,7 +22,7 @@ START_SECONDS, CELL_SECONDS = 180.0, 300
 
 
 def main() -> int:
-    """Start API mode, execute, and write the outputs if that is asked for. Raises what a cell raises."""
+    """Start API mode, execute the notebook, and write the outputs if asked to. Raises what a cell raises."""
     parser = argparse.ArgumentParser(prog="scripts/notebook", description=__doc__)
     parser.add_argument("--write", action="store_true", help="keep the outputs in the notebook")
     write: bool = parser.parse_args().write
@@ -34,7 +34,7 @@ def main() -> int:
 
 
 async def with_worker() -> nbformat.NotebookNode:
-    """The executed notebook, over a worker of its own."""
+    """The notebook, executed against its own worker."""
     port = free_port()
     worker = await start_worker(None, engine_environment({}), arguments=("--rp_serve_api", "--rp_api_port", str(port)))
     try:
@@ -62,7 +62,7 @@ async def execute(base_url: str, *, concurrencies: str = "") -> nbformat.Noteboo
 
 @contextmanager
 def environment(variables: dict[str, str]) -> Iterator[None]:
-    """These variables in this process's environment, which the kernel inherits."""
+    """Set these variables in this process's environment, which the kernel inherits."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -76,7 +76,7 @@ def environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 def show(notebook: nbformat.NotebookNode) -> None:
-    """Print each heading with the text that its cells put out."""
+    """Print each heading with the output of its cells."""
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             print("\n".join(re.findall(r"^#.*", cell.source, re.MULTILINE)))

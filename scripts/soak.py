@@ -1,7 +1,7 @@
 """The soak: the worker between a bad platform and an engine that crashes every minute, and what became of each job.
 
-The worker is the real one, a process of its own with RunPod's SDK, whose log nobody reads; platform and engine are this
-repository's stand-ins, told to misbehave. In the middle the platform is away for five minutes.
+The worker is the real one, in its own process with RunPod's SDK, and nobody reads its log; platform and engine are this
+repository's stand-ins, told to misbehave. Halfway through, the platform is down for five minutes.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from local_runpod import Job, JobState, RawJson
 from scripts.worker_process import Platform, Worker, running_platform, running_worker
 from sglang_engine.posix import is_alive
 
-AT_ONCE = 40  # jobs that are under way at any time
-WARM_UP_SECONDS = 180.0  # of the same, before memory and descriptors are counted for the first time
+AT_ONCE = 40  # jobs in flight at any time
+WARM_UP_SECONDS = 180.0  # of the same load, before memory and descriptors are counted for the first time
 CRASH_SECONDS = 60.0
-JOB_SECONDS = 180.0  # a client waits no longer for a job that was taken; what becomes of it is looked up at the end
+JOB_SECONDS = 180.0  # how long a client waits for a job once it is taken; others are looked up at the end
 OUTAGE_SECONDS = 300.0
-STALL_SECONDS = 70.0  # above the worker's own time-out for a post
-IDLE_SECONDS = STALL_SECONDS + 10  # after which nothing is under way any more, and no connection is kept
-EXIT_SECONDS = 150.0  # above SHUTDOWN_TIMEOUT_SECONDS
+STALL_SECONDS = 70.0  # longer than the worker's own time-out for a post
+IDLE_SECONDS = STALL_SECONDS + 10  # after this, nothing is in flight any more, and no connection is open
+EXIT_SECONDS = 150.0  # longer than SHUTDOWN_TIMEOUT_SECONDS
 MOST_GROWTH = 0.05
 FAULTS = ("lost", "answered twice")
 NONSENSE = ("{}", "null", "[]", "[null]", '{"id": ""}', '[{"input": 1}]', "5")
 HELLO = [{"role": "user", "content": "Hello"}]
-# As text, so that only the worker has to read it.
+# As text, so that only the worker has to parse it.
 NINETEEN_MEGABYTES = RawJson(
     json.dumps({"messages": HELLO, "script": {"answer": {"read": True}}, "numbers": list(range(100_000, 2_200_000))})
 )
@@ -50,14 +50,14 @@ class Counts:
     ends: Counter[str] = field(default_factory=Counter)
     taken: int = 0
     late: list[Job] = field(default_factory=list)
-    """Jobs that no client waited for any longer."""
+    """Jobs that their clients stopped waiting for."""
     crashes: int = 0
     platform_errors: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
 class Resources:
-    """What the worker holds while it is idle."""
+    """What the worker uses while it is idle."""
 
     memory_mib: float
     descriptors: int
@@ -81,7 +81,7 @@ async def soak(seconds: float) -> int:
     """One run. Returns the exit code."""
     environment = {"ENGINE_MAX_RESTARTS": "1000000", "ENGINE_RESTART_WINDOW_SECONDS": "30"}
     warm_up, counts = Counts(), Counts()
-    unread, log = os.pipe()  # nobody reads what the worker says
+    unread, log = os.pipe()  # nobody reads the worker's log
     engine = {"child": True, "scheduler": True}
     async with running_platform() as platform:
         async with running_worker(platform, environment, engine=engine, stdout=log, stderr=log) as worker:
@@ -107,7 +107,7 @@ async def soak(seconds: float) -> int:
 
 
 async def disturbed_load(platform: Platform, worker: Worker, counts: Counts, seconds: float) -> None:
-    """Load, crashes and platform errors for so long; return when the worker is idle again."""
+    """Load, crashes and platform errors for this long; return when the worker is idle again."""
     breaking = [
         asyncio.create_task(crash_the_engine(worker, counts)),
         asyncio.create_task(disturb_the_platform(platform, counts)),
@@ -124,7 +124,7 @@ async def disturbed_load(platform: Platform, worker: Worker, counts: Counts, sec
 
 
 async def an_outage(platform: Platform, counts: Counts, *, after_seconds: float) -> None:
-    """Be away for OUTAGE_SECONDS."""
+    """Take the platform down for OUTAGE_SECONDS."""
     await asyncio.sleep(after_seconds)
     platform.faults.is_away = True
     await asyncio.sleep(OUTAGE_SECONDS)
@@ -133,14 +133,14 @@ async def an_outage(platform: Platform, counts: Counts, *, after_seconds: float)
 
 
 async def load(platform: Platform, counts: Counts, seconds: float) -> None:
-    """Keep jobs under way for so long; return when the last of them is over."""
+    """Keep jobs in flight for this long; return when the last of them is over."""
     deadline = time.monotonic() + seconds
     clients = [client(platform, counts, deadline, random.Random(number)) for number in range(AT_ONCE)]
     await asyncio.gather(*clients)
 
 
 async def client(platform: Platform, counts: Counts, deadline: float, rng: random.Random) -> None:
-    """One client, that submits a job when its last one is over."""
+    """One client, which submits a job when its last one is over."""
     while time.monotonic() < deadline:
         kind = rng.choices(list(KINDS), weights=[weight for weight, _ in KINDS.values()])[0]
         job = platform.queue.submit(KINDS[kind][1](rng))
@@ -153,7 +153,7 @@ async def client(platform: Platform, counts: Counts, deadline: float, rng: rando
         counts.taken += job.taken_at is not None
         with suppress(TimeoutError):
             await job.finished(JOB_SECONDS)
-        await asyncio.sleep(rng.uniform(0.05, 0.5))  # an answer that came twice has had time to come
+        await asyncio.sleep(rng.uniform(0.05, 0.5))  # time for a second answer to arrive, if there is one
         if job.state.is_final:
             counts.ends[end_of(job)] += 1
             platform.queue.forget(job)
@@ -168,12 +168,12 @@ def streamed(rng: random.Random) -> Any:
 
 
 def short(rng: random.Random) -> Any:
-    """A job of milliseconds, or of a second or two."""
+    """A job that takes milliseconds, or a second or two."""
     return {"messages": HELLO, "script": {"pause": rng.choice([0, 0, 0.1, 1.5])}}
 
 
 def bad(rng: random.Random) -> Any:
-    """What is refused: by the worker, by the engine, or in mid-stream."""
+    """A job that fails: refused by the worker or the engine, or broken in mid-stream."""
     return rng.choice(
         [
             None,
@@ -196,7 +196,7 @@ KINDS = {
 
 
 def end_of(job: Job) -> str:
-    """A job's fate, in the words of the report."""
+    """How a job ended, as the report puts it."""
     if job.answers > 1:
         return "answered twice"
     match job.state:
@@ -220,7 +220,7 @@ async def crash_the_engine(worker: Worker, counts: Counts) -> None:
 
 
 async def disturb_the_platform(platform: Platform, counts: Counts) -> None:
-    """Be slow for a while; refuse some calls; leave one unanswered now and then."""
+    """Make the platform slow for a while, refuse some calls, and leave one unanswered now and then."""
     rng, faults = random.Random(0), platform.faults
     while True:
         await asyncio.sleep(rng.uniform(0.5, 2))
@@ -234,13 +234,13 @@ async def disturb_the_platform(platform: Platform, counts: Counts) -> None:
             faults.nonsense.append(rng.choice(NONSENSE))
             counts.platform_errors["nonsense"] += 1
         status = rng.choice([429, 500, 502, 503, 302, 307])
-        if route != "job-take-batch" or status != 429 or rng.random() < 0.2:  # costs the worker 5 s of taking
+        if route != "job-take-batch" or status != 429 or rng.random() < 0.2:  # a 429 costs the worker 5 s
             faults.refusals[route].append(status)
             counts.platform_errors[str(status)] += 1
 
 
 def report(counts: Counts, before: Resources, after: Resources, left: int, exit_code: int) -> int:
-    """Print the counts. Returns 1 where a job was lost or answered twice, or something leaked."""
+    """Print the counts. Returns 1 if a job was lost or answered twice, or something leaked."""
     growth = after.memory_mib / before.memory_mib - 1
     cancelled = counts.ends["cancelled"]
     rows = [

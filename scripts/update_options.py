@@ -11,7 +11,7 @@ from typing import Any
 
 from sglang_engine.options import TABLE_FILE, Kind, Type, variable_name
 
-# SGLang's own argument types, by the names of their functions.
+# SGLang's own argument types, by function name.
 TYPES = {
     None: Type.TEXT,
     "str": Type.TEXT,
@@ -27,20 +27,20 @@ TYPES = {
 
 
 def main() -> int:
-    """Write both files, or with `--check` compare them. Returns 1 where they differ."""
+    """Write both files, or with `--check` compare them. Returns 1 if they differ."""
     parser = argparse.ArgumentParser(prog="scripts/update-options", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where something would change")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if something would change")
     check: bool = parser.parse_args().check
     same = [settle(TABLE_FILE, table_text(), check=check)]
 
-    from scripts.configuration_docs import DOCUMENT, document  # reads the table, so that must be the new one by now
+    from scripts.configuration_docs import DOCUMENT, document  # reads the table, which must be up to date by now
 
     same.append(settle(DOCUMENT, document(), check=check))
     return 0 if all(same) else 1
 
 
 def settle(path: Path, text: str, *, check: bool) -> bool:
-    """Bring a file to this text, or show how it differs. Whether there is nothing left to do."""
+    """Write this text to a file, or show how it differs. Returns whether nothing is left to do."""
     before = path.read_text(encoding="utf-8") if path.exists() else ""
     if before == text:
         return True
@@ -53,7 +53,7 @@ def settle(path: Path, text: str, *, check: bool) -> bool:
 
 
 def difference(before: str, after: str, name: str) -> list[str]:
-    """A diff for reading."""
+    """A diff, for people."""
     return list(
         difflib.unified_diff(
             before.splitlines(keepends=True),
@@ -66,7 +66,7 @@ def difference(before: str, after: str, name: str) -> list[str]:
 
 
 def table_text() -> str:
-    """sglang_options.json of the installed SGLang: one option a line, so that a diff names options."""
+    """sglang_options.json for the installed SGLang: one option per line, so that a diff shows options."""
     import sglang
 
     rows = ",\n".join("  " + json.dumps(row) for row in rows_of(sglang_parser()))
@@ -83,7 +83,7 @@ def sglang_parser(parser_class: type[argparse.ArgumentParser] = argparse.Argumen
 
 
 def rows_of(parser: argparse.ArgumentParser) -> list[dict[str, Any]]:
-    """One row an option, in the parser's order. Names and facts only: the help texts are SGLang's."""
+    """One row per option, in the parser's order. Names and facts only: the help texts are SGLang's."""
     actions = (action for action in parser._actions if action.option_strings and action.dest != "help")
     return [row_of(action) for action in actions]
 
@@ -105,7 +105,7 @@ def row_of(action: argparse.Action) -> dict[str, Any]:
 
 
 def type_of(action: argparse.Action) -> Type:
-    """What its value is. Raises KeyError for an argument type that is not known here: a new one must be looked at."""
+    """The type of its value. Raises KeyError for an argument type that is not in TYPES: look at new ones by hand."""
     return TYPES[getattr(action.type, "__name__", None)]
 
 

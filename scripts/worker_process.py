@@ -1,4 +1,4 @@
-"""The worker as users run it: `python handler.py` in a process of its own, against the local RunPod.
+"""The worker as users run it: `python handler.py` in its own process, against the local RunPod.
 
 For the tests, the soak, the notebook's run and the benchmarks. By default the engine is tests/scripted_engine.
 """
@@ -31,17 +31,17 @@ SCRIPTED_ENGINE = REPOSITORY / "tests" / "scripted_engine"
 _SCRATCH = tempfile.TemporaryDirectory(prefix="worker-process-")
 atexit.register(_SCRATCH.cleanup)
 _held_ports: deque[socket.socket] = deque()
-HELD_PORTS = 50  # by far more than servers that are started at a time
-ANSWER_SECONDS = 30.0  # far above what anything here takes
+HELD_PORTS = 50  # far more than the servers that are started at one time
+ANSWER_SECONDS = 30.0  # far longer than anything here takes
 
 
 class WorkerError(Exception):
-    """The worker did not start as it should; the text is its log."""
+    """The worker did not start properly; the text is its log."""
 
 
 @dataclass
 class Platform:
-    """A running local RunPod, its queue in reach."""
+    """A running local RunPod, with access to its queue."""
 
     queue: JobQueue
     faults: Faults
@@ -79,7 +79,7 @@ class Worker:
         return await asyncio.wait_for(self.process.wait(), timeout_seconds)
 
     async def stop(self) -> int:
-        """SIGTERM, as platforms stop a worker; SIGKILL where that does not help."""
+        """SIGTERM, as platforms stop a worker; SIGKILL if that does not help."""
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
             try:
@@ -90,7 +90,7 @@ class Worker:
         return self.process.returncode
 
     async def engine_requests(self) -> list[dict[str, Any]]:
-        """What the scripted engine has been asked, oldest first."""
+        """The requests that the scripted engine has received, oldest first."""
         seen: list[dict[str, Any]] = (await self.ask_engine())["requests"]
         return seen
 
@@ -104,7 +104,7 @@ class Worker:
         return [float(line) for line in self.starts_path.read_text().splitlines()]
 
     def engine_pid(self) -> int | None:
-        """The engine's first process, a child of its guard's; None while there is none."""
+        """The engine's main process, a child of its guard; None while there is none."""
         guarded = (pid for guard in self.children() for pid in children_of(guard))
         return next((pid for pid in guarded if "sglang.launch_server" in command_line(pid)), None)
 
@@ -119,14 +119,14 @@ class Worker:
 
 
 def children_of(pid: int) -> list[int]:
-    """The processes that a process's main thread started; empty when it is gone."""
+    """The processes that a process's main thread started; empty if it is gone."""
     with suppress(OSError):
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
 
 
 def command_line(pid: int) -> list[str]:
-    """The words of a process's command line; empty when it is gone."""
+    """The words of a process's command line; empty if it is gone."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     return []
@@ -135,8 +135,8 @@ def command_line(pid: int) -> list[str]:
 def free_port() -> int:
     """A port for a server that another process will start.
 
-    It stays bound here for some time, without listening: who sets SO_REUSEADDR, as servers do, can bind it as well, and
-    the system gives it to nobody else in between.
+    It stays bound here for some time, without listening: a server that sets SO_REUSEADDR, as they do, can still bind
+    it, and in the meantime the system gives it to nobody else.
     """
     holder = socket.socket()
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -149,7 +149,7 @@ def free_port() -> int:
 
 
 def clean_environment() -> dict[str, str]:
-    """What a container has: nothing of this shell's that could configure a worker by accident."""
+    """An environment like a container's: nothing from this shell that could configure a worker by accident."""
     return {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "VIRTUAL_ENV") if name in os.environ}
 
 
@@ -173,7 +173,7 @@ async def start_worker(
         "PORT": str(port),
         "SCRIPTED_ENGINE": json.dumps(engine or {}),
         "SCRIPTED_ENGINE_STARTS": str(scratch / "starts"),
-        # The SDK's own checks look at the machine (GPU, network), which is not what this is about.
+        # The SDK's own checks test the machine (GPU, network), which is not what these tests are about.
         "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
         "RUNPOD_SKIP_GPU_CHECK": "true",
     }
@@ -200,7 +200,7 @@ async def running_worker(
     start_seconds: float = ANSWER_SECONDS,
     **more: Any,
 ) -> AsyncIterator[Worker]:
-    """A worker that answers jobs; stopped at the end, whatever happened. Raises WorkerError where it does not start."""
+    """A worker that answers jobs; always stopped at the end. Raises WorkerError if it does not start."""
     worker = await start_worker(platform, environment, **more)
     try:
         first = asyncio.create_task(platform.answer({"openai_route": "/v1/models"}, start_seconds))
@@ -210,7 +210,7 @@ async def running_worker(
             raise WorkerError(worker.log)
         ended.cancel()
         yield worker
-    except BaseException:  # nobody is interested in a drain any more
+    except BaseException:  # no need to drain
         with suppress(ProcessLookupError):
             worker.process.kill()
         raise
@@ -221,7 +221,7 @@ async def running_worker(
 async def until_api_is_ready(
     url: str, worker: Worker, seconds: float = ANSWER_SECONDS, *, key: str | None = None
 ) -> None:
-    """Return once a worker in API mode takes jobs. Raises WorkerError where it ends instead."""
+    """Return once a worker in API mode takes jobs. Raises WorkerError if it ends instead."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client, asyncio.timeout(seconds):
         while True:
