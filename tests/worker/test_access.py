@@ -135,7 +135,11 @@ TOO_MUCH: dict[str, tuple[Any, int, str]] = {
     "bomb": (RawJson(f'{{"text": "a", "x": {nested(500_000)}}}'), 400, "up to 20 levels are accepted"),
     "bomb of arrays": (RawJson(f'{{"text": {"[" * 10**6}{"]" * 10**6}}}'), 400, "'text' must be a string"),
     "bomb in the input's place": (RawJson(nested(100_000)), 400, "no request in 'input'"),
-    "number without end": (RawJson(f'{{"text": "a", "x": {"9" * 10_000}}}'), 400, "NaN and Infinity are no valid JSON"),
+    "number without end": (
+        RawJson(f'{{"text": "a", "x": {"9" * 10_000}}}'),
+        400,
+        "NaN and Infinity are not valid JSON",
+    ),
     "n": ({"messages": HELLO, "n": 5}, 400, "'n' may be up to 4 (MAX_N)"),
     "n of a prompt": ({"text": "a", "sampling_params": {"n": 5}}, 400, "'n' may be up to 4 (MAX_N)"),
 }
