@@ -1,1 +1,1 @@
-"""What the numbers in docs/performance.md come from. `scripts/bench` runs it."""
+"""The measurements behind docs/performance.md. `scripts/bench` runs them."""

@@ -1,7 +1,7 @@
 """All measurements, as tables. Run by scripts/bench.
 
-Without names of parts: all of them, in about six minutes. `--write` puts the tables into docs/performance.md and draws
-the plot anew.
+Without names of parts: all of them, in about six minutes. `--write` puts the tables into docs/performance.md and
+redraws the plot.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from benchmarks.usual_ways import WAYS
 from benchmarks.variants import VARIANTS
 
 STREAMS = (1, 8, 32, 128, 300)
-TINY_STREAMS = (1, 4, 16)  # the tiny GLM on two cores has had enough then
+TINY_STREAMS = (1, 4, 16)  # the tiny GLM on two cores can do no more
 ROUND_TRIP = 0.03
 ROUND_TRIPS = (0.0, 0.03, 0.1)
 EVENTS = 128
-REPEATS = 3  # of what is compared; the median by events a second counts
-SLOW_SECONDS = 3.0  # what takes so long is not repeated: its noise is small beside its distance
+REPEATS = 3  # for what is compared; the result is the median by events a second
+SLOW_SECONDS = 3.0  # anything this slow is not repeated: the noise is small compared with the difference
 
 THIS_WORKER = ("handler",)
 DIRECT = "a client straight to the engine"
@@ -39,7 +39,7 @@ Parameters = ParamSpec("Parameters")
 
 
 def main() -> int:
-    """Run the parts that are asked for."""
+    """Run the requested parts."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,12 +48,12 @@ def main() -> int:
         "--engine",
         choices=(PACED, TINY),
         default=PACED,
-        help="tiny: the real SGLang on the CPU with the tiny GLM, for the part `streams` alone",
+        help="tiny: the real SGLang on the CPU with the tiny GLM, only for the part `streams`",
     )
-    parser.add_argument("--write", action="store_true", help="renew docs/performance.md, its data and the plot")
+    parser.add_argument("--write", action="store_true", help="update docs/performance.md, its data and the plot")
     arguments = parser.parse_args()
     if arguments.engine == TINY and arguments.parts not in ([], ["streams"]):
-        parser.error(f"--engine {TINY} goes with the part `streams` alone")
+        parser.error(f"--engine {TINY} works only with the part `streams`")
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))} (known: {', '.join(PARTS)})")
     parts = {name: PARTS[name] for name in arguments.parts or PARTS}
@@ -89,7 +89,7 @@ async def streams() -> Table:
 
 
 async def choices() -> Table:
-    """300 streams and 1, round trip 30 ms: this worker, and with each of its choices reverted."""
+    """300 streams and 1, round trip 30 ms: this worker, as it is and with each of its choices reverted."""
     rows, results = [], []
     for name in VARIANTS:
         async with running_worker(("benchmarks.variants", name), ROUND_TRIP) as worker:
@@ -115,7 +115,7 @@ async def grid() -> Table:
 
 
 async def lengths() -> Table:
-    """32 streams, an event every 2 ms, over the length of the answer: what an event costs must not grow with it."""
+    """32 streams, an event every 2 ms, by length of the answer: the cost of an event must not grow with it."""
     rows, results = [], []
     async with running_worker(THIS_WORKER, ROUND_TRIP) as worker:
         for events in (100, 400, 1600, 3200):
@@ -126,7 +126,7 @@ async def lengths() -> Table:
 
 
 async def rest() -> Table:
-    """Short jobs, the way to the first job, and memory."""
+    """Short jobs, the time to the first job, and memory."""
     rows = []
     for round_trip in (0.0, ROUND_TRIP):
         async with running_worker(THIS_WORKER, round_trip, {"MAX_CONCURRENCY": "8"}) as worker:
@@ -146,7 +146,7 @@ async def rest() -> Table:
 
 
 async def event() -> Table:
-    """The budget of one event: where a busy worker's CPU time goes, with 300 streams."""
+    """The cost of one event: where a busy worker's CPU time goes, with 300 streams."""
     async with running_worker(THIS_WORKER, ROUND_TRIP) as worker:
         try:
             result, shares = await budget(worker, 300, EVENTS)
@@ -187,7 +187,7 @@ async def beside_direct(worker: Worker, counts: Iterable[int]) -> list[tuple[str
 async def repeated(
     measure: Callable[Parameters, Awaitable[Result]], *arguments: Parameters.args, **named: Parameters.kwargs
 ) -> Result:
-    """The median of a few, by events a second; of a slow one, the first."""
+    """The median of a few runs, by events a second; if they are slow, the first."""
     results = [await measure(*arguments, **named)]
     while len(results) < REPEATS and results[0].seconds < SLOW_SECONDS:
         results.append(await measure(*arguments, **named))

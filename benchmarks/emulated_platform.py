@@ -33,9 +33,9 @@ class Job:
 
 
 class EmulatedPlatform:
-    """Jobs handed out and taken back. Each call is answered `round_trip` seconds late, as over a network.
+    """Hands out jobs and takes results. Each call is answered `round_trip` seconds late, as over a network.
 
-    A long poll is answered half a round trip after a job is there, and an output counts half a round trip after it was
+    A long poll is answered half a round trip after there is a job, and an output counts half a round trip after it was
     sent.
     """
 
@@ -48,12 +48,12 @@ class EmulatedPlatform:
         self._server: asyncio.Server | None = None
 
     async def start(self) -> str:
-        """Listen; gives the address."""
+        """Listen; returns the URL."""
         self._server = await serve(self._respond)
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._server is not None:
             self._server.close()
 
@@ -82,7 +82,7 @@ class EmulatedPlatform:
         # A poll for stop signals gets no answer: nothing is stopped here.
 
     def _later(self, call: Any, *arguments: Any) -> None:
-        """Half the way there: what arrives counts then; its answer goes half the way back."""
+        """Call it half a round trip from now: one way for a request, or for an answer."""
         if self.round_trip:
             asyncio.get_running_loop().call_later(self.round_trip / 2, call, *arguments)
         else:

@@ -2,7 +2,7 @@
 
 URL: an OpenAI-compatible server (`http://127.0.0.1:30000/v1`), this worker's API mode
 (`http://127.0.0.1:8000/openai/v1`) or a RunPod endpoint (`https://api.runpod.ai/v2/ENDPOINT_ID`). Streams are started
-together; each has a prompt of its own, so that no prefix cache helps.
+together; each has its own prompt, so that no prefix cache helps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEAD = ("streams", "first token, median", "p95", "tokens/s a stream, median", "t
 
 
 class EndpointError(Exception):
-    """The server did not answer as an OpenAI-compatible one does; the text says how."""
+    """The server did not answer like an OpenAI-compatible one; the text says what it did."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,19 @@ class Answer:
 
 
 def main() -> int:
-    """Measure, print a table; 1 and one line where the server does not answer."""
+    """Measure and print a table. Returns 1 and prints one line if the server does not answer."""
     parser = argparse.ArgumentParser(
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--url", required=True)
-    parser.add_argument("--model", help="default: the first that the server lists")
-    parser.add_argument("--streams", default="1,8,32", help="how many at once, one load after the other: %(default)s")
-    parser.add_argument("--tokens", type=int, default=256, help="of each answer: %(default)s")
+    parser.add_argument("--model", help="default: the first one that the server lists")
+    parser.add_argument("--streams", default="1,8,32", help="how many at once, one load after another: %(default)s")
+    parser.add_argument("--tokens", type=int, default=256, help="the length of each answer: %(default)s")
     parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--key-from", default="RUNPOD_API_KEY", metavar="NAME", help="the key's variable: %(default)s")
-    parser.add_argument("--plain", action="store_true", help="OpenAI's fields only: without `ignore_eos`")
+    parser.add_argument(
+        "--key-from", default="RUNPOD_API_KEY", metavar="NAME", help="the variable of the key: %(default)s"
+    )
+    parser.add_argument("--plain", action="store_true", help="only OpenAI's fields: no `ignore_eos`")
     arguments = parser.parse_args()
     try:
         print(markdown(HEAD, asyncio.run(measure(arguments))))
@@ -129,9 +131,9 @@ async def answer(client: httpx.AsyncClient, body: dict[str, Any], prompt: str) -
 
 
 async def accept_length(client: httpx.AsyncClient) -> float | None:
-    """How many tokens a step of speculative decoding yields just now, from SGLang's metrics; None where it tells none.
+    """How many tokens a step of speculative decoding currently yields, from SGLang's metrics; None if it has none.
 
-    It does with ENABLE_METRICS, on its own port.
+    It has them with ENABLE_METRICS, on its own port.
     """
     response = await client.get(str(client.base_url).removesuffix("/v1/") + "/metrics")
     found = ACCEPT_LENGTH.search(response.text) if response.status_code == 200 else None
@@ -139,7 +141,7 @@ async def accept_length(client: httpx.AsyncClient) -> float | None:
 
 
 def row(answers: list[Answer], seconds: float, accepted: float | None) -> tuple[str, ...]:
-    """A load as text, under HEAD."""
+    """A load's row of the table, under HEAD."""
     firsts = [answer.first for answer in answers]
     rates = [(answer.tokens - 1) / (answer.last - answer.first) for answer in answers if answer.last > answer.first]
     return (

@@ -1,6 +1,7 @@
-"""An HTTP/1.1 server that costs next to nothing, so that a measurement is of the worker and not of its surroundings.
+"""An HTTP/1.1 server that costs next to nothing, so that only the worker is measured, and not what is around it.
 
-Reads a request, calls a function, which answers now or later. No pipelining, no chunked requests, no keep-alive limits.
+Reads a request and calls a function, which answers now or later. No pipelining, no chunked requests, no keep-alive
+limits.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Exchange:
     transport: asyncio.Transport
 
     def answer(self, status: int, body: bytes = b"", content_type: bytes = b"application/json") -> None:
-        """Answer as a whole."""
+        """Send a whole answer."""
         head = HEAD % (status, b"OK", content_type)
         self.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
 
@@ -32,7 +33,7 @@ class Exchange:
         self.write(HEAD % (200, b"OK", b"text/event-stream") + b"transfer-encoding: chunked\r\n\r\n")
 
     def write_event(self, data: bytes) -> None:
-        """Send one chunk of it; an empty one ends it."""
+        """Send one chunk of the stream; an empty one ends it."""
         self.write(b"%x\r\n%s\r\n" % (len(data), data))
 
     def write(self, data: bytes) -> None:
@@ -47,7 +48,7 @@ class _Connection(asyncio.Protocol):
         self._received = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
         self._received += data

@@ -1,6 +1,6 @@
 """One measurement: a load on a worker between the emulated platform and the paced engine, or on the engine directly.
 
-BENCH_LOG names a file for what the workers say.
+BENCH_LOG names a file for the workers' logs.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ PACED, TINY = "paced", "tiny"
 
 
 class MeasurementError(Exception):
-    """A measurement that is none: a worker that does not work, or answers that are wrong."""
+    """An invalid measurement: the worker does not work, or its answers are wrong."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one load came to. Times in seconds; CPU and memory are the worker's process alone."""
+    """The result of one load. Times in seconds; CPU and memory are those of the worker's process only."""
 
     streams: int
     events: int
@@ -63,7 +63,7 @@ class Result:
 
 
 def chat(events: int, interval: float = INTERVAL_SECONDS) -> dict[str, Any]:
-    """A stream of so many events; `interval` is for the paced engine, `ignore_eos` for the real one."""
+    """A stream of this many events; `interval` is for the paced engine, `ignore_eos` for the real one."""
     return {
         "model": "glm-4.7-flash",
         "messages": [{"role": "user", "content": "Hello"}],
@@ -100,7 +100,7 @@ class Worker:
 async def running_worker(
     program: Sequence[str], round_trip: float, environment: dict[str, str] | None = None, *, engine: str = PACED
 ) -> AsyncGenerator[Worker, None]:
-    """A worker of this program, a Python module and its arguments, with its first job answered."""
+    """A worker that runs this program (a Python module and its arguments) and has answered its first job."""
     platform = EmulatedPlatform(round_trip)
     port = free_port()
     log = Path(os.environ.get("BENCH_LOG", os.devnull)).open("ab")  # noqa: SIM115, ASYNC230
@@ -129,7 +129,7 @@ async def running_worker(
     try:
         await asyncio.wait({over, ended}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         if not over.done() or first.error:
-            raise MeasurementError(f"{' '.join(program)} answers no job; BENCH_LOG=FILE keeps what it says")
+            raise MeasurementError(f"{' '.join(program)} answered no job; BENCH_LOG=FILE keeps its log")
         warm_at, started_at = await warm
         yield Worker(
             platform=platform,
@@ -147,7 +147,7 @@ async def running_worker(
 
 
 async def end(process: asyncio.subprocess.Process) -> None:
-    """End a worker and what it has started. The SDK's loop would first wait for its last poll, up to 90 s."""
+    """End a worker and everything it started. The SDK's loop would first wait for its last poll, up to 90 s."""
     with suppress(ProcessLookupError):
         process.terminate()
     with suppress(TimeoutError):
@@ -158,9 +158,9 @@ async def end(process: asyncio.subprocess.Process) -> None:
 
 
 async def until_warm(engine_url: str) -> tuple[float, float]:
-    """When the engine first answered on /health, and when it was started, on the clock of `time.monotonic()`.
+    """When the engine first answered on /health, and when it was started, as `time.monotonic()` seconds.
 
-    The real engine does not say when it was started; then the second is 0.
+    The real engine does not say when it was started; then the second value is 0.
     """
     async with aiohttp.ClientSession() as session:
         while True:
@@ -173,7 +173,7 @@ async def until_warm(engine_url: str) -> tuple[float, float]:
 
 
 async def load(worker: Worker, streams: int, events: int, interval: float = INTERVAL_SECONDS) -> Result:
-    """So many streams at once, submitted together."""
+    """Run this many streams at once, submitted together."""
     cpu = worker.cpu_seconds()
     began = time.monotonic()
     jobs = [worker.platform.submit(chat(events, interval)) for _ in range(streams)]
@@ -183,7 +183,7 @@ async def load(worker: Worker, streams: int, events: int, interval: float = INTE
     complain(jobs, events, worker.engine)
     return Result(
         streams=streams,
-        events=sum(job.events - 1 for job in jobs),  # less [DONE]
+        events=sum(job.events - 1 for job in jobs),  # without [DONE]
         seconds=seconds,
         first_median=statistics.median(job.first_seconds for job in jobs),
         first_p95=percentile_95([job.first_seconds for job in jobs]),
@@ -195,9 +195,9 @@ async def load(worker: Worker, streams: int, events: int, interval: float = INTE
 
 
 def complain(jobs: list[Job], events: int, engine: str) -> None:
-    """A measurement of wrong answers is none."""
+    """Raise MeasurementError if any answer is wrong."""
     expected = range(events + 1, events + 2)  # and [DONE]
-    if engine == TINY:  # an event more at either end, and several tokens in one now and then
+    if engine == TINY:  # one more event at each end, and sometimes several tokens in one
         expected = range(2, events + 4)
     wrong = [job for job in jobs if job.error or job.events not in expected]
     if wrong:
@@ -205,7 +205,7 @@ def complain(jobs: list[Job], events: int, engine: str) -> None:
 
 
 async def directly(engine_url: str, streams: int, events: int) -> Result:
-    """The same load by a client straight to the engine, without worker and platform."""
+    """The same load from a client straight to the engine, without worker and platform."""
     firsts: list[float] = []
     received = 0
 
@@ -228,7 +228,7 @@ async def directly(engine_url: str, streams: int, events: int) -> Result:
 
 
 async def short_jobs(worker: Worker, count: int, seconds: float) -> float:
-    """How long so many jobs of so many seconds take."""
+    """How long this many jobs of this many seconds take."""
     body = {"messages": [{"role": "user", "content": "Hello"}], "interval": seconds}
     began = time.monotonic()
     for job in [worker.platform.submit(body) for _ in range(count)]:

@@ -1,4 +1,4 @@
-"""Where the microseconds of one event go: a sampling profile of a busy worker, summed up by the code's owners."""
+"""Where the microseconds of one event go: a sampling profile of a busy worker, summed up by owner of the code."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.measure import Result, Worker, load
 
-# The first of these that a sample's stack has, from the innermost frame outwards, owns the sample.
+# The first of these in a sample's stack, from the innermost frame outwards, owns the sample.
 OWNERS = {
     "posts to the platform (the SDK's session, aiohttp)": ("serverless/runpod.py", "aiohttp/"),
     "reading and framing the engine's events": ("sglang_engine/transport.py", "gateway/sse.py", "gateway/response.py"),
@@ -35,9 +35,9 @@ SAMPLES_A_SECOND = 250
 
 
 async def budget(worker: Worker, streams: int, events: int, seconds: int = 8) -> tuple[Result, dict[str, float]]:
-    """Load the worker under py-spy for so long; one of the loads, and each owner's share of the worker's CPU time.
+    """Load the worker under py-spy for this long; returns the last load, and each owner's share of the CPU time.
 
-    Raises PermissionError where processes may not be looked into.
+    Raises PermissionError if py-spy may not inspect processes.
     """
     await load(worker, streams, events)
     with tempfile.TemporaryDirectory() as folder:
@@ -70,7 +70,7 @@ def shares(samples: Iterable[str]) -> dict[str, float]:
 
 
 def owner(frames: list[str]) -> str:
-    """Whose code the innermost frame is that anybody owns."""
+    """The owner of the innermost frame that has one."""
     for frame in reversed(frames):
         place = frame.rpartition("(")[2]
         if place.startswith("serverless/modes.py"):

@@ -1,4 +1,4 @@
-"""What a run has measured: tables on the terminal, and in docs/performance.md with the plot and its data."""
+"""The results of a run: tables on the terminal, and in docs/performance.md with the plot and its data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLOT = REPOSITORY / "docs" / "performance.png"
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a head; `results`: what they were made of, each with its row's names."""
+    """Rows of text under a head; `results`: what they were made from, each with its row's names."""
 
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
@@ -46,9 +46,9 @@ FIGURES = ("events/s", "first event, median", "p95", "CPU ms / 1000 events", "ou
 
 
 def write(tables: dict[str, Table]) -> None:
-    """Put each table in its place in the document, between `<!-- name -->` and `<!-- end -->`; renew data and plot.
+    """Put each table in its place in the document, between `<!-- name -->` and `<!-- end -->`; update data and plot.
 
-    Raises LookupError where a table has no place.
+    Raises LookupError if a table has no place.
     """
     text = DOCUMENT.read_text(encoding="utf-8")
     data: dict[str, Any] = json.loads(DATA.read_text(encoding="utf-8")) if DATA.exists() else {}
@@ -70,7 +70,7 @@ def _rounded(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def plot(table: Table, path: Path) -> None:
-    """Draw events a second and the first event's p95 over the number of streams."""
+    """Plot events a second and the first event's p95 against the number of streams."""
     import matplotlib as mpl
 
     mpl.use("agg")

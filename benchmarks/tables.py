@@ -1,4 +1,4 @@
-"""Numbers as text."""
+"""Formatting of numbers and tables."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def milliseconds(seconds: float) -> str:
 
 
 def percentile_95(values: list[float]) -> float:
-    """The value that 95 % do not exceed."""
+    """The value that 95 % of the values do not exceed."""
     return sorted(values)[math.ceil(len(values) * 0.95) - 1]

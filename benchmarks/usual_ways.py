@@ -1,7 +1,7 @@
 """Workers as they are usually written: `python -m benchmarks.usual_ways NAME` in place of `handler.py`.
 
-Each hands RunPod's SDK a generator that passes the engine's stream on, in a few lines; what differs is how they read
-it. They know nothing of errors, cancels or restarts.
+Each gives RunPod's SDK a generator of a few lines that passes the engine's stream on; they differ in how they read it.
+They do not handle errors, cancellation or restarts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Job = dict[str, Any]
 
 
 async def as_it_comes(job: Job) -> AsyncGenerator[str, None]:
-    """aiohttp, unbuffered: whatever is there becomes an output. The better ones do this."""
+    """aiohttp, unbuffered: each chunk that arrives becomes an output. The better workers do this."""
     timeout = aiohttp.ClientTimeout(None)
     async with (
         aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session,
@@ -33,7 +33,7 @@ async def as_it_comes(job: Job) -> AsyncGenerator[str, None]:
 
 
 def line_by_line(job: Job) -> Generator[str, None, None]:
-    """requests: a line, an output."""
+    """requests: each line becomes an output."""
     with requests.post(engine_url(job), json=job["input"], stream=True, timeout=600) as response:
         for line in response.iter_lines():
             if line:
@@ -41,7 +41,7 @@ def line_by_line(job: Job) -> Generator[str, None, None]:
 
 
 def engine_url(job: Job) -> str:
-    """Where the engine takes this job."""
+    """The engine's URL for this job."""
     path = "/v1/chat/completions" if job["input"].get("stream") else "/generate"
     return url_of("127.0.0.1", int(os.environ["PORT"])) + path
 
@@ -50,7 +50,7 @@ WAYS: dict[str, Any] = {"aiohttp, as it comes": as_it_comes, "requests, line by 
 
 
 def until_ready(url: str) -> None:
-    """Wait for the engine, as they do: one look a second."""
+    """Wait for the engine as such workers do: check once a second."""
     while True:
         try:
             requests.get(f"{url}/health", timeout=1)

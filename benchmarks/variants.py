@@ -39,7 +39,7 @@ def aiohttp_transport() -> None:
 
 
 def with_transport(create: Callable[[], httpx.AsyncBaseTransport]) -> None:
-    """The worker over this transport."""
+    """Run the worker with this transport."""
     ours = deliver.create_client
 
     def create_client(*arguments: Any, **more: Any) -> httpx.AsyncClient:
@@ -52,7 +52,7 @@ def with_transport(create: Callable[[], httpx.AsyncBaseTransport]) -> None:
 
 
 def ceiling(milliseconds: int) -> Callable[[], None]:
-    """Another ceiling on outputs a second; 0: none."""
+    """A different ceiling on outputs a second; 0: none."""
 
     def run() -> None:
         os.environ["STREAM_FLUSH_MS"] = str(milliseconds)
@@ -62,7 +62,7 @@ def ceiling(milliseconds: int) -> Callable[[], None]:
 
 
 def one_event_an_output() -> None:
-    """No batches at all: one output an event."""
+    """No batches at all: one output per event."""
 
     async def single(chunks: Any, **more: Any) -> AsyncGenerator[bytes, None]:
         async for batch in ours(chunks, **more):
@@ -87,7 +87,7 @@ def collector_as_it_is() -> None:
 
 
 def plain_json() -> None:
-    """json in place of orjson for what is posted."""
+    """json in place of orjson for posts."""
 
     def dumps(data: Any) -> bytes:
         return json.dumps(data).encode()

@@ -35,6 +35,6 @@ async def test_lone_stream_waits_for_the_network_alone() -> None:
 
 
 async def test_worker_that_does_not_work_is_no_measurement() -> None:
-    with pytest.raises(MeasurementError, match=r"^json.tool --no-such-flag answers no job"):
+    with pytest.raises(MeasurementError, match=r"^json.tool --no-such-flag answered no job"):
         async with running_worker(("json.tool", "--no-such-flag"), 0.0):
             pass
