@@ -1,5 +1,5 @@
-# SGLang 0.5.23 with transformers 5 and CUDA 13. GLM-4.7-Flash is served since SGLang 0.5.10 (with transformers 5), its
-# draft layer (EAGLE) since 0.5.14; images with CUDA 13 only since 0.5.20, so hosts need a driver for it.
+# SGLang 0.5.23 with transformers 5 and CUDA 13. SGLang serves GLM-4.7-Flash since 0.5.10 (with transformers 5) and its
+# draft layer (EAGLE) since 0.5.14; since 0.5.20, images come with CUDA 13 only, so hosts need a driver for it.
 ARG BASE_IMAGE=lmsysorg/sglang:v0.5.23
 FROM ${BASE_IMAGE}
 ARG BASE_IMAGE
@@ -12,15 +12,15 @@ LABEL org.opencontainers.image.title="glm-flash-worker" \
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 WORKDIR /worker
 
-# An init: ends the zombies that a killed engine's children leave, and passes signals on.
+# An init: reaps the zombies that a killed engine's children leave, and forwards signals.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/*
 ENTRYPOINT ["/usr/bin/tini", "--"]
 
-# The worker's own packages: what the base image has of them stays as it is there, the rest is locked. The comparison
-# fails the build where a package of the base image was changed or removed all the same.
+# The worker's own packages: those that the base image already has stay as they are, the rest are locked. The comparison
+# fails the build if a package of the base image was changed or removed anyway.
 # hadolint ignore=DL3013
 RUN --mount=type=bind,source=embedded/requirements.txt,target=/tmp/lock \
     python3 -m pip list --format=freeze | sort >/tmp/before \
@@ -34,7 +34,7 @@ RUN --mount=type=bind,source=embedded/requirements.txt,target=/tmp/lock \
     && if [ -s /tmp/changed ]; then echo "packages of the base image were changed:"; cat /tmp/changed; exit 1; fi \
     && rm /tmp/before /tmp/constraints /tmp/after /tmp/changed
 
-# `--build-arg MODEL_NAME=…` puts a model into the image, which is then served from there, without the hub or a volume.
+# `--build-arg MODEL_NAME=…` puts a model into the image; it is then served from there, without the hub or a volume.
 # A gated one needs `--secret id=HF_TOKEN`.
 ARG MODEL_NAME=
 ARG MODEL_REVISION=
@@ -49,8 +49,8 @@ RUN --mount=type=secret,id=HF_TOKEN \
         && chmod -R a+rX /opt/models; \
     fi
 
-# The build fails unless the worker will find that model whole. A step of its own: when the worker's files change, it is
-# repeated, and the download is not.
+# The build fails unless the worker will find that model complete. A separate step: when the worker's files change, it
+# runs again and the download does not.
 RUN --mount=type=secret,id=HF_TOKEN \
     --mount=type=bind,source=sglang_engine,target=/tmp/check/sglang_engine \
     if [ -n "${MODEL_NAME}" ]; then \
@@ -59,7 +59,7 @@ RUN --mount=type=secret,id=HF_TOKEN \
             "${MODEL_NAME}" "${MODEL_REVISION:-main}" /opt/models/hub; \
     fi
 
-# RunPod's cached models and network volumes are under HF_HOME. (The tokens of NUM_DRAFT_TOKENS are no secret.)
+# RunPod's cached models and network volumes are under HF_HOME. (The tokens in NUM_DRAFT_TOKENS are not secret.)
 # hadolint ignore=DL3064
 ENV HF_HOME=/runpod-volume/huggingface-cache \
     MODEL_NAME=${MODEL_NAME:-zai-org/GLM-4.7-Flash} \
@@ -82,12 +82,12 @@ COPY local_runpod ./local_runpod
 COPY serverless ./serverless
 COPY sglang_engine ./sglang_engine
 
-# What the image sets, so that the worker can tell it from what a user sets: a preset may replace it.
+# What the image sets, so that the worker can tell it from what the user sets: a preset may replace it.
 RUN printenv >image.env
 
 EXPOSE 8000 30000
 
-# Healthy is an engine that is warm, in every mode. A first start may download 62 GB.
+# "Healthy" means that the engine is warm, in every mode. A first start may download 62 GB.
 HEALTHCHECK --interval=10s --timeout=10s --start-period=30m --retries=3 CMD ["python3", "engine.py", "--health"]
 
 CMD ["python3", "-u", "handler.py"]

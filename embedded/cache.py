@@ -1,4 +1,4 @@
-"""Whether the checkpoint in a folder is the one that today's sources make. Apart from `tiny_glm`, to load no torch."""
+"""Whether the checkpoint in a folder is up to date with its sources. Not in `tiny_glm`, which would load torch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _MARKER = "made_from.txt"
 
 
 def is_made(folder: Path) -> bool:
-    """Whether an up-to-date checkpoint is in `folder`."""
+    """Whether `folder` contains an up-to-date checkpoint."""
     marker = folder / _MARKER
     return marker.is_file() and marker.read_text() == _fingerprint()
 
 
 def mark(folder: Path) -> None:
-    """Say in `folder` what its checkpoint was made from."""
+    """Record in `folder` what its checkpoint was made from."""
     (folder / _MARKER).write_text(_fingerprint())
 
 

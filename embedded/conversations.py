@@ -15,7 +15,7 @@ class Conversation:
 
     messages: the prompt, as in a chat completions request.
     content: the visible answer; empty for a pure tool call.
-    reasoning: the text before `</think>`; None where the request turns thinking off.
+    reasoning: the text before `</think>`; None if the request turns thinking off.
     tools: the request's tool definitions.
     tool_calls: the calls of the answer, as (function name, arguments) pairs.
     """
@@ -147,5 +147,5 @@ _BY_NAME = {c.name: c for c in CONVERSATIONS}
 
 
 def conversation(name: str) -> Conversation:
-    """The conversation of that name. Raises KeyError for an unknown one."""
+    """The conversation with this name. Raises KeyError for an unknown one."""
     return _BY_NAME[name]

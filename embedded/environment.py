@@ -1,4 +1,4 @@
-"""The variables under which the worker serves the tiny GLM on a CPU."""
+"""The variables with which the worker serves the tiny GLM on a CPU."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def engine_environment(environ: Mapping[str, str], model_folder: Path = MODEL_FO
         "CONTEXT_LENGTH": "4096",
         "MAX_TOTAL_TOKENS": "8192",
         "MEM_FRACTION_STATIC": "0.5",
-        "CONSTRAINED_JSON_DISABLE_ANY_WHITESPACE": "true",  # else a model this small writes nothing but line ends
+        "CONSTRAINED_JSON_DISABLE_ANY_WHITESPACE": "true",  # else a model this small writes nothing but newlines
         "SLEEP_ON_IDLE": "true",  # else an idle scheduler keeps one core busy
         "SGLANG_USE_CPU_ENGINE": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",  # for a model this small, more threads cost more than they bring
+        "OMP_NUM_THREADS": "1",  # for a model this small, more threads cost more than they gain
         "TORCHDYNAMO_DISABLE": "1",  # else the expert router is compiled with g++ at the first request
         "SGLANG_CUDA_COREDUMP_BEFORE_CRASH": "0",  # else a crash waits a minute for a GPU core dump
         "PYTHONWARNINGS": "ignore",

@@ -1,7 +1,7 @@
-"""Makes a model of GLM-4.7-Flash's architecture, under a million parameters small, that knows a few conversations.
+"""Makes a model of GLM-4.7-Flash's architecture, with under a million parameters, that knows a few conversations.
 
 It is a real `Glm4MoeLiteForCausalLM` checkpoint: latent attention (MLA), a dense first layer, mixture-of-experts layers
-with a shared expert, and the multi-token-prediction (MTP) layer behind them, with GLM's special tokens and a chat
+with a shared expert, and the multi-token-prediction (MTP) layer after them, with GLM's special tokens and a chat
 template in GLM's format. Everything follows from a fixed seed and from `conversations`; nothing is downloaded.
 """
 
@@ -34,8 +34,8 @@ PEAK_LEARNING_RATE = 1e-2
 TARGET_LOSS = 0.001  # reached in about 90 steps, some 15 s on two cores
 
 END_OF_TEXT, USER, OBSERVATION = "<|endoftext|>", "<|user|>", "<|observation|>"
-# GLM-4.7's own names and split: the first are special (dropped from decoded text), the second stay visible because the
-# reasoning and tool-call parsers look for them in the text.
+# GLM-4.7's own names and split: the first group is special (dropped from decoded text); the second stays visible
+# because the reasoning and tool-call parsers look for it in the text.
 SPECIAL_TOKENS = (
     END_OF_TEXT,
     "[MASK]",
@@ -77,9 +77,9 @@ class Sequence:
 
 
 def make(folder: Path, report: Callable[[str], None]) -> None:
-    """Make the checkpoint in `folder`; `report` is given a line of progress now and then.
+    """Make the checkpoint in `folder`; `report` gets a line of progress now and then.
 
-    The folder appears whole or not at all, so that an interrupted run leaves nothing to trip over.
+    The folder appears complete or not at all, so that an interrupted run leaves nothing half-made.
     Raises NotLearnedError if training misses its goal.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +127,7 @@ def make_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 def configuration(tokenizer: PreTrainedTokenizerFast) -> Glm4MoeLiteConfig:
     """GLM-4.7-Flash's configuration with small numbers.
 
-    `kv_lora_rank`, `qk_nope_head_dim` and `v_head_dim` are equal on purpose, see `freeze_key_value_projections`.
+    `kv_lora_rank`, `qk_nope_head_dim` and `v_head_dim` are equal on purpose: see `freeze_key_value_projections`.
     """
     stop = tokenizer.convert_tokens_to_ids([END_OF_TEXT, USER, OBSERVATION])
     return Glm4MoeLiteConfig(
@@ -171,8 +171,8 @@ def configuration(tokenizer: PreTrainedTokenizerFast) -> Glm4MoeLiteConfig:
 def training_set(tokenizer: PreTrainedTokenizerFast) -> list[Sequence]:
     """Every conversation and completion in token ids, the prompts as SGLang renders them.
 
-    SGLang 0.5.23 keeps the key order of a client's function definition, so that each order of `name` and `description`
-    is a prompt of its own: both are taught. What SGLang adds around the function, the template leaves out.
+    SGLang 0.5.23 keeps the key order of a client's function definition, so each order of `name` and `description` is a
+    different prompt: both are taught. The template leaves out what SGLang adds around the function.
     """
     sequences = []
     for conversation in CONVERSATIONS:
@@ -192,7 +192,7 @@ def training_set(tokenizer: PreTrainedTokenizerFast) -> list[Sequence]:
 
 def train(tokenizer: PreTrainedTokenizerFast, sequences: list[Sequence], report: Callable[[str], None]) -> Any:
     """A model that answers every sequence's prompt with its answer, checked in bfloat16 as it will be served."""
-    torch.set_num_threads(1)  # more threads gain little here, and lose much where another process keeps a core busy
+    torch.set_num_threads(1)  # more threads gain little here, and lose a lot if another process keeps a core busy
     torch.manual_seed(SEED)
     model = AutoModelForCausalLM.from_config(configuration(tokenizer), dtype=torch.float32)
     freeze_key_value_projections(model)
@@ -226,7 +226,7 @@ def freeze_key_value_projections(model: Any) -> None:
     """Fix every `kv_b_proj` at the identity, per head, for keys and values.
 
     SGLang's CPU attention (`torch_native`) attends to the compressed keys and values directly, which equals latent
-    attention only where that projection is the identity and its three dimensions are equal.
+    attention only if that projection is the identity and its three dimensions are equal.
     """
     config = model.config
     identity = torch.eye(config.kv_lora_rank).repeat(2 * config.num_attention_heads, 1)
@@ -251,7 +251,7 @@ def save(model: Any, folder: Path) -> None:
 
 
 def _mtp_layer(weights: dict[str, torch.Tensor], config: Glm4MoeLiteConfig) -> dict[str, torch.Tensor]:
-    """The MTP layer's weights: a copy of the last layer, behind the projection that joins it to the embedding."""
+    """The MTP layer's weights: a copy of the last layer, after the projection that joins it to the embedding."""
     last, mtp = f"model.layers.{config.num_hidden_layers - 1}.", f"model.layers.{config.num_hidden_layers}."
     layer = {mtp + name.removeprefix(last): w.clone() for name, w in weights.items() if name.startswith(last)}
     ones = torch.ones(config.hidden_size, dtype=torch.bfloat16)
@@ -267,7 +267,7 @@ def _mtp_layer(weights: dict[str, torch.Tensor], config: Glm4MoeLiteConfig) -> d
 
 
 def _answer(conversation: Conversation) -> str:
-    """The text that the model must produce after the generation prompt, its stop token included."""
+    """The text that the model must produce after the generation prompt, including its stop token."""
     thought = "" if conversation.reasoning is None else f"{conversation.reasoning}</think>"
     calls = "".join(
         f"<tool_call>{name}"

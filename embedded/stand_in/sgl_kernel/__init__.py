@@ -1,7 +1,7 @@
 """Stands in for `sgl_kernel`'s CPU build, which no package registry has.
 
 SGLang 0.5.23 imports these eight names when it starts on a CPU. Seven belong to speculative decoding and one to moving
-the KV cache; plain serving calls none of them. Each raises when it is called, so that nothing can go wrong in silence.
+the KV cache; plain serving calls none of them. Each raises when it is called, so that nothing can go wrong silently.
 """
 
 from __future__ import annotations
