@@ -36,7 +36,7 @@ THAT_MATTER: dict[str, dict[str, str]] = {
     },
     "Several GPUs": {
         "TENSOR_PARALLEL_SIZE": "Splits every layer over this many GPUs. With 20 attention heads: 1, 2 or 4.",
-        "DATA_PARALLEL_SIZE": "Whole copies of the model, one per GPU: more throughput, but no more memory per request.",
+        "DATA_PARALLEL_SIZE": "Whole copies of the model, one per GPU: more throughput, no more memory per request.",
     },
     "Speculative decoding": {
         "SPECULATIVE_ALGORITHM": "`EAGLE` lets the model's own draft layer guess ahead: faster streams at low and "
