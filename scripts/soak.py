@@ -190,7 +190,7 @@ KINDS = {
     "streamed": (40, streamed),
     "short": (35, short),
     "bad": (12, bad),
-    "of 19 MB": (0.1, lambda _: NINETEEN_MEGABYTES),
+    "of 19 MB": (0.5, lambda _: NINETEEN_MEGABYTES),
     "cancelled": (13, lambda rng: {**streamed(rng), "script": {"events": 200, "pause": 0.02}}),
 }
 
