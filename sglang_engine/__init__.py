@@ -2,10 +2,10 @@
 
 - `options`, `presets`, `spelling` and `vllm_names`: what can be set, names that were probably meant, and names that
   mean nothing here; engine.py plans with them.
-- `hub`: models on disk, and downloads watched.
+- `hub`: models on disk, and the progress of downloads.
 - `launch`: the result of planning, ready to be started.
 - `process`: one life of the child process; `output`: what it writes; `supervisor`: its restarts; `failure_causes`: why
   it ended.
-- `transport`: the connections to it. `foreground`: SGLang in this process's place, without a worker.
-- `guarded` and `guard`: a process whose descendants end with it. `posix`: processes seen from outside, and their end.
+- `transport`: the connections to it. `foreground`: SGLang in place of this process, without a worker.
+- `guarded` and `guard`: a process whose descendants end with it. `posix`: other processes, and how to see them end.
 """

@@ -6,4 +6,4 @@ from common.errors import StartError
 
 
 class EngineError(StartError):
-    """The engine did not start, or died. The message says why, as far as that can be known from outside."""
+    """The engine did not start, or died. The message says why, as far as can be seen from outside."""

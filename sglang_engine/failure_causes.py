@@ -1,4 +1,4 @@
-"""Why an engine ended: from its exit code and its last output to a sentence with what to change."""
+"""Why an engine ended: turns its exit code and last output into a sentence that says what to change."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cause:
-    """A cause that the engine's output gives away. `what` and `advice` complete "…: {what}; {advice}"."""
+    """A cause that the engine's output reveals. `what` and `advice` complete "…: {what}; {advice}"."""
 
     pattern: re.Pattern[str]
     what: str
@@ -20,8 +20,8 @@ def _cause(pattern: str, what: str, advice: str) -> Cause:
     return Cause(re.compile(pattern, re.IGNORECASE), what, advice)
 
 
-# The words are those of SGLang 0.5.23, PyTorch 2.x, huggingface_hub 1.x, transformers 5.x and the CUDA runtime. The
-# first match counts, so that narrow patterns stand before wide ones.
+# The wording is that of SGLang 0.5.23, PyTorch 2.x, huggingface_hub 1.x, transformers 5.x and the CUDA runtime. The
+# first match counts, so narrow patterns come before wide ones.
 CAUSES = (
     _cause(
         r"NVIDIA driver on your system is too old|driver version is insufficient|forward compatibility was attempted"
@@ -32,15 +32,15 @@ CAUSES = (
     _cause(
         r"Not enough memory\. Please try to increase --mem-fraction-static|leaves no room for the full"
         r"|KV cache.{0,40}(?:not enough|insufficient|no) memory",
-        "not enough GPU memory for the KV cache beside the model's weights",
-        "take a larger GPU, a quantised model (MODEL_NAME, QUANTIZATION) or more GPUs (TENSOR_PARALLEL_SIZE), or raise "
+        "not enough GPU memory for the KV cache next to the model's weights",
+        "use a larger GPU, a quantised model (MODEL_NAME, QUANTIZATION) or more GPUs (TENSOR_PARALLEL_SIZE), or raise "
         "MEM_FRACTION_STATIC",
     ),
     _cause(
         r"CUDA out of memory|torch\.(?:cuda\.)?OutOfMemoryError|CUDA error: out of memory|cudaErrorMemoryAllocation"
         r"|CUBLAS_STATUS_ALLOC_FAILED",
         "CUDA out of memory",
-        "lower MEM_FRACTION_STATIC, MAX_RUNNING_REQUESTS or CHUNKED_PREFILL_SIZE, or take a larger GPU",
+        "lower MEM_FRACTION_STATIC, MAX_RUNNING_REQUESTS or CHUNKED_PREFILL_SIZE, or use a larger GPU",
     ),
     _cause(
         r"GatedRepoError|access (?:a )?gated repo|Access to model .{1,200} is restricted"
@@ -73,7 +73,7 @@ CAUSES = (
     _cause(
         r"illegal memory access|device-side assert|unspecified launch failure|\bXid\b|uncorrectable ECC",
         "a GPU kernel failed",
-        "if it comes again, set another ATTENTION_BACKEND or SPECULATIVE_ALGORITHM= (off), or replace the GPU",
+        "if it happens again, set another ATTENTION_BACKEND or SPECULATIVE_ALGORITHM= (off), or replace the GPU",
     ),
     _cause(
         r"launch_server(?:\.py)?: error: |unrecognized arguments|invalid choice: ",
@@ -82,7 +82,7 @@ CAUSES = (
     ),
 )
 
-# What a bare exit code usually means, for an output that gives nothing away.
+# What a bare exit code usually means, if the output reveals nothing.
 _CODES = {
     1: ("an error at start, such as a model that is not found or too little GPU memory", "its last output says more"),
     2: ("an option that SGLang does not accept", "its last output names the option"),
@@ -92,15 +92,15 @@ _CODES = {
         "killed from outside, usually out of memory",
         "give the container more memory, or lower MAX_RUNNING_REQUESTS",
     ),
-    128 + signal.SIGSEGV: ("a crash in native code", "if it comes again, set another ATTENTION_BACKEND"),
-    128 + signal.SIGTERM: ("stopped from outside", "look for who sent the signal"),
+    128 + signal.SIGSEGV: ("a crash in native code", "if it happens again, set another ATTENTION_BACKEND"),
+    128 + signal.SIGTERM: ("stopped from outside", "find out who sent the signal"),
 }
 
 
 def explain(code: int | None, output: str = "") -> str:
     """A clause that says how a process ended and what to do: `exited with code 2 (usual cause: …; …)`.
 
-    code: as in `subprocess`, negative for a signal; None where it is not known. output: the last that it wrote.
+    code: as in `subprocess`, negative for a signal; None if it is not known. output: the last that it wrote.
     """
     how = describe_exit(code)
     for cause in CAUSES:

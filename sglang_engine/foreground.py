@@ -1,4 +1,4 @@
-"""SGLang alone, in the foreground and in this process's place: what `python engine.py` runs."""
+"""SGLang alone, in the foreground and in place of this process: what `python engine.py` runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_healthy(launch: Launch) -> bool:
 def _watch_download(watch: DownloadWatch) -> None:
     """Report the download's progress from a process that ends with it, or with this one.
 
-    Forked twice, so that it is not a child of SGLang's, which takes this process's place and would never reap it.
+    Forked twice, so that it is not a child of SGLang, which takes the place of this process and would never reap it.
     """
     if not hasattr(os, "pidfd_open"):
         return

@@ -1,16 +1,16 @@
-"""The engine's guard: a small program between the worker and SGLang, so that nothing which SGLang starts outlives it.
+"""The engine's guard: a small program between the worker and SGLang, so that nothing SGLang starts can outlive it.
 
     python -I -S guard.py COMMAND…
 
-The guard starts the command as the leader of a session of its own, and is a subreaper (man 2 PR_SET_CHILD_SUBREAPER):
-whatever descends from the command and loses its parent becomes the guard's child. A process can leave its group, its
-session and its environment behind, but not its guard. When the command ends, or when the worker does, even by SIGKILL,
-the guard kills all that is left and exits.
+The guard starts the command as the leader of a new session, and is a subreaper (man 2 PR_SET_CHILD_SUBREAPER): any
+descendant of the command that loses its parent becomes the guard's child. A process can leave its group, its session
+and its environment behind, but not its guard. When the command ends, or when the worker does, even by SIGKILL, the
+guard kills everything that is left and exits.
 
 Its standard input is a socket to the worker. On it the guard writes `pid N` and, as soon as the command has ended,
-`status N` (a wait status); at the end of file, it kills everything. SIGTERM is passed on to the command alone.
+`status N` (a wait status); at end of file, it kills everything. SIGTERM is passed on to the command only.
 
-It imports nothing of the worker's: it has to start in milliseconds and stay small.
+It imports nothing from the worker: it has to start in milliseconds and stay small.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 CAUGHT = (signal.SIGCHLD, signal.SIGTERM)
 
-# A process that the kernel holds (a GPU driver that does not let go) ends as soon as the kernel allows it, without us.
+# A process stuck in the kernel (a GPU driver that does not let go) ends by itself as soon as the kernel lets it.
 SWEEP_SECONDS = 30.0
 SWEEP_PAUSE_SECONDS = 0.005
 
@@ -38,7 +38,7 @@ _PARENT = 1  # field of /proc/PID/stat after the process's name, counted from 0;
 
 
 def main(command: list[str]) -> None:
-    """Run the command until it ends, or until the worker does; then end all that descends from it."""
+    """Run the command until it ends, or until the worker does; then kill all of its descendants."""
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     signals = _catch_signals()
     with socket.socket(fileno=0) as worker:
@@ -52,7 +52,7 @@ def main(command: list[str]) -> None:
 
 
 def _catch_signals() -> int:
-    """Have the signals in CAUGHT written to a pipe, a byte each; its read end."""
+    """Have the signals in CAUGHT written to a pipe, one byte each; returns its read end."""
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
     os.set_blocking(write_end, False)
@@ -69,11 +69,11 @@ def _start(command: list[str]) -> int:
         return leader
     try:
         signal.set_wakeup_fd(-1)
-        for number in (*CAUGHT, signal.SIGPIPE, signal.SIGXFSZ):  # the last two are Python's to ignore, not its child's
+        for number in (*CAUGHT, signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores the last two; its child must not
             signal.signal(number, signal.SIG_DFL)
         os.setsid()
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == guard:  # else it died before it could be noticed
+        if os.getppid() == guard:  # else the guard died before prctl took effect
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
             os.execv(command[0], command)  # noqa: S606
     except OSError as error:
@@ -83,19 +83,19 @@ def _start(command: list[str]) -> int:
 
 
 def _be_silent() -> None:
-    """Let go of the output: it ends when the last of the engine's processes has ended."""
+    """Close our copy of the output, so that it ends with the last of the engine's processes."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
 
 
 def _tell(worker: socket.socket, line: str) -> None:
-    with suppress(OSError):  # the worker is gone; its end of the socket says so as well
+    with suppress(OSError):  # the worker is gone; the socket's end of file will say so too
         worker.sendall(line.encode())
 
 
 def _watch(leader: int, worker: socket.socket, signals: int) -> int | None:
-    """The command's wait status once it has ended; None when the worker is gone, or wants everything to end."""
+    """The command's wait status once it has ended; None if the worker is gone, or wants everything to end."""
     while True:
         readable, _, _ = select.select([worker.fileno(), signals], [], [])
         with suppress(BlockingIOError):
@@ -109,9 +109,9 @@ def _watch(leader: int, worker: socket.socket, signals: int) -> int | None:
 
 
 def _reap(leader: int) -> int | None:
-    """Ask for the status of every child that has ended; the leader's, if it is among them.
+    """Reap every child that has ended; returns the leader's status, if it is among them.
 
-    Raises ChildProcessError when there are no children any more, so no descendants either.
+    Raises ChildProcessError if there are no children left, and so no descendants either.
     """
     status = None
     while True:
@@ -128,7 +128,7 @@ def _reap(leader: int) -> int | None:
 
 
 def _sweep(leader: int) -> None:
-    """Kill every descendant, again until none is left: one may have been forking meanwhile."""
+    """Kill every descendant, again and again until none is left: one may have forked in the meantime."""
     deadline = time.monotonic() + SWEEP_SECONDS
     with suppress(ChildProcessError):
         while time.monotonic() < deadline:
@@ -140,7 +140,7 @@ def _sweep(leader: int) -> None:
 def _kill_descendants(leader: int) -> None:
     try:
         pids = _descendants()
-    except OSError:  # no /proc: then as far as the group goes
+    except OSError:  # no /proc: then only the group
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(leader, signal.SIGKILL)
         return

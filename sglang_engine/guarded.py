@@ -1,4 +1,4 @@
-"""A command under a guard (`guard.py`): it and all that descends from it end together, and at the latest with us."""
+"""A command under a guard (`guard.py`): it and all its descendants end together, and no later than this process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 GUARD = Path(__file__).with_name("guard.py")
-# Python without site-packages, under way in 20 ms; a machine that needs longer than this has other troubles.
+# Python without site-packages starts in 20 ms; a machine that takes longer than this has other problems.
 GUARD_START_SECONDS = 30.0
 
 
@@ -26,9 +26,9 @@ class GuardedProcess:
 
     @classmethod
     async def start(cls, command: Sequence[str], *, environ: Mapping[str, str], output: int) -> Self:
-        """Start a command, an absolute path first. output: the descriptor that it writes to.
+        """Start a command, which begins with an absolute path. output: the descriptor that it writes to.
 
-        Raises OSError where that is not possible.
+        Raises OSError if that is not possible.
         """
         ours, theirs = socket.socketpair()
         try:
@@ -62,25 +62,25 @@ class GuardedProcess:
         return self._line.code.done()
 
     async def wait(self) -> int | None:
-        """Return once the command has ended: its code as in `subprocess`, None where that is not known."""
+        """Return once the command has ended: its code as in `subprocess`, None if it is not known."""
         return await asyncio.shield(self._line.code)
 
     def terminate(self) -> None:
-        """SIGTERM to the command alone."""
+        """Send SIGTERM to the command only."""
         if self._guard.returncode is None:
             self._guard.terminate()
 
     def kill(self) -> None:
-        """SIGKILL to the command and all that descends from it; returns at once."""
+        """Send SIGKILL to the command and all its descendants; returns at once."""
         self._line.close()
 
     async def wait_for_all(self) -> None:
-        """Return once all of it is gone, some time after `kill`, or after the command's own end."""
+        """Return once all of them are gone, some time after `kill` or after the command's own end."""
         await self._guard.wait()
 
 
 class _Line(asyncio.Protocol):
-    """This end of the guard's socket: what the guard tells of the command."""
+    """Our end of the guard's socket: what the guard reports about the command."""
 
     def __init__(self) -> None:
         loop = asyncio.get_running_loop()

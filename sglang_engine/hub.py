@@ -1,14 +1,14 @@
-"""Models on disk, in Hugging Face's cache layout: found whole, so that nobody asks the hub; and downloads watched.
+"""Finds complete models on disk, in Hugging Face's cache layout, so that nobody asks the hub; and watches downloads.
 
-`python -m sglang_engine.hub MODEL REVISION CACHE` checks a download, for a build that must not end without it.
+`python -m sglang_engine.hub MODEL REVISION CACHE` checks a download, for a build that must not succeed without it.
 
-    <cache>/models--org--name/refs/main             the commit that a branch or tag means
+    <cache>/models--org--name/refs/main             the commit that a branch or tag points to
     <cache>/models--org--name/snapshots/<commit>/   the files, usually links to ../../blobs/…
     <cache>/models--org--name/blobs/                their contents; `….incomplete` while they are downloaded
 
-A file appears in its snapshot only when it is whole; a half-downloaded model is one that lacks files. The download
-itself is the engine's, by huggingface_hub, which keeps whole files, gets what is missing, and lets one of several
-processes that share a volume fetch each file.
+A file appears in its snapshot only when it is complete, so a half-downloaded model is one that lacks files. The
+download itself is done by the engine, with huggingface_hub, which keeps complete files, fetches what is missing, and
+makes sure that each file is fetched by only one of the processes that share a volume.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-# Where the image has a model that it was built with, and where RunPod puts an endpoint's cached model
+# Where an image keeps the model that it was built with, and where RunPod puts an endpoint's cached model
 # (https://docs.runpod.io/serverless/endpoints/model-caching).
 BAKED_CACHE = Path("/opt/models/hub")
 RUNPOD_CACHE = Path("/runpod-volume/huggingface-cache/hub")
@@ -32,14 +32,14 @@ RUNPOD_CACHE = Path("/runpod-volume/huggingface-cache/hub")
 _REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.\w+")
-# The formats of weights, in the order in which SGLang 0.5.23 looks for them in a folder (DefaultModelLoader).
+# Formats of weights, in the order in which SGLang 0.5.23 looks for them in a folder (DefaultModelLoader).
 _SPLIT_FORMATS = (".safetensors", ".bin")
 _SINGLE_FORMATS = (".pt", ".gguf")
-# One of them, or a tokenizer that is a repository's own, which is whole when its configuration is.
+# A complete model has one of these, or a repository's own tokenizer, which is complete if its configuration is.
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "tiktoken.model")
 
 GB = 1e9
-PROGRESS_SECONDS = 10.0  # between two lines on a download
+PROGRESS_SECONDS = 10.0  # between two progress lines
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class HubModel:
 
 
 def caches(environ: Mapping[str, str], download_folder: str | None = None) -> list[Path]:
-    """Where models may lie, in the order in which they are looked for; the last one is where downloads go.
+    """Where models may be, in search order; the last one is where downloads go.
 
     download_folder: SGLang's --download-dir, which is used in place of the hub's own cache.
     """
@@ -62,25 +62,25 @@ def caches(environ: Mapping[str, str], download_folder: str | None = None) -> li
 
 
 def is_repository(model: str) -> bool:
-    """Whether a model is named as a repository on the hub, and not as a folder or by a URL."""
+    """Whether a model's name is that of a repository on the hub, rather than a folder or a URL."""
     return bool(_REPOSITORY.fullmatch(model)) and not Path(model).exists()
 
 
 def find_model(repository: str, revision: str | None, where: list[Path]) -> Path | None:
-    """The snapshot of a model that is on disk as a whole; None where it is not, or not as a whole."""
+    """The snapshot of a model that is completely on disk; None if it is missing or incomplete."""
     folders = (folder for cache in where for folder in _folders(cache, repository))
     return next((found for folder in folders if (found := _in_folder(folder, revision))), None)
 
 
 def model_folder(cache: Path, repository: str) -> Path:
-    """Where a cache has a model that huggingface_hub has downloaded."""
+    """Where huggingface_hub puts a model in a cache."""
     return cache / f"models--{repository.replace('/', '--')}"
 
 
 def _folders(cache: Path, repository: str) -> Iterator[Path]:
     """Where a cache may have a model: under its name, then under one that differs in case.
 
-    RunPod's cached models can lie in a folder whose name is in lower case (runpod-workers/worker-vllm, issue 310).
+    RunPod's cached models can be in a folder whose name is in lower case (runpod-workers/worker-vllm, issue 310).
     """
     exact = model_folder(cache, repository)
     yield exact
@@ -110,7 +110,7 @@ def _whole(snapshot: Path) -> Path | None:
 
 
 def _has_all_weights(snapshot: Path, names: set[str]) -> bool:
-    """Whether all of the weights are there, in the format that SGLang will load: the first of which there are any."""
+    """Whether all of the weights are there, in the format that SGLang will load: the first one with any files."""
     for suffix in _SPLIT_FORMATS:
         if files := {name for name in names if name.endswith(suffix)}:
             indexes = [snapshot / name for name in names if name.endswith(f"{suffix}.index.json")]
@@ -125,13 +125,13 @@ def _all_named(indexes: list[Path], files: set[str]) -> bool:
 
 
 def _all_numbered(files: set[str]) -> bool:
-    """Whether every file is there that the others' names tell of: `…-00001-of-00003.…`."""
+    """Whether every numbered file is there, according to the others' names: `…-00001-of-00003.…`."""
     shards = [match for name in files if (match := _SHARD.fullmatch(name))]
     return all(sum(other[1] == shard[1] for other in shards) == int(shard[2]) for shard in shards)
 
 
 class DownloadWatch:
-    """How a download is getting on, seen from outside: by what grows in the model's folder."""
+    """A download's progress, seen from outside: by how the model's folder grows."""
 
     def __init__(self, repository: str, revision: str | None, cache: Path, environ: Mapping[str, str]) -> None:
         """environ: for HF_ENDPOINT and HF_TOKEN. The hub is asked once how large the model is."""
@@ -146,7 +146,7 @@ class DownloadWatch:
         self._has_asked = False
 
     async def tell(self, say: Callable[[str], object]) -> None:
-        """Say how far it has got, every PROGRESS_SECONDS if more has come; return when the model is whole."""
+        """Say how far it has got, every PROGRESS_SECONDS if more has come; return when the model is complete."""
         while not find_model(self._repository, self._revision, [self._cache]):
             if said := await self.progress():
                 say(said)
@@ -186,12 +186,12 @@ class DownloadWatch:
 
 
 class ListingError(Exception):
-    """The hub's list of a model's files cannot be had; the message says why."""
+    """The hub's list of a model's files cannot be fetched; the message says why."""
 
 
 async def _listed_sizes(hub: str, repository: str, revision: str | None, token: str | None) -> dict[str, int]:
-    """The files of a model by the hub's list, with their sizes in bytes. Raises ListingError, after 5 s at most."""
-    import httpx  # 0.2 s that a start without a download need not spend
+    """The files of a model in the hub's list, with their sizes in bytes. Raises ListingError, after 5 s at most."""
+    import httpx  # takes 0.2 s, which a start without a download can save
 
     url = f"{hub}/api/models/{repository}/tree/{revision or 'main'}"
     headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -204,25 +204,25 @@ async def _listed_sizes(hub: str, repository: str, revision: str | None, token: 
 
 
 def _weights(names: Iterable[str]) -> set[str]:
-    """The files with weights that SGLang downloads: safetensors where there are any, as it prefers them."""
+    """The files with weights that SGLang downloads: safetensors if there are any, since it prefers them."""
     of_each = ({name for name in names if name.endswith(suffix)} for suffix in _SPLIT_FORMATS)
     return next((found for found in of_each if found), set())
 
 
 async def missing_parts(repository: str, revision: str, cache: Path, environ: Mapping[str, str]) -> list[str]:
-    """What a download into a cache lacks, by this module's own eyes and by the hub's list; empty where it is whole."""
+    """What is missing from a cache, by this module's own check and by the hub's list; empty if it is complete."""
     snapshot = find_model(repository, revision, [cache])
     if snapshot is None:
-        return [f"{repository} ({revision}) is not in {cache} as a whole: its configuration, tokenizer and weights"]
+        return [f"{repository} ({revision}) is not complete in {cache}: its configuration, tokenizer and weights"]
     hub = environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
         sizes = await _listed_sizes(hub, repository, revision, environ.get("HF_TOKEN"))
     except ListingError as error:
-        return [f"the hub's list of its files cannot be had: {error}"]
+        return [f"the hub's list of its files cannot be fetched: {error}"]
     there = {path.name: path.stat().st_size for path in snapshot.iterdir() if path.is_file()}
     expected = _weights(sizes) | (there.keys() & sizes.keys())
     return [
-        f"{name} has {there.get(name, 0)} bytes, and {sizes[name]} on the hub"
+        f"{name} has {there.get(name, 0)} bytes, but {sizes[name]} on the hub"
         for name in sorted(expected)
         if there.get(name) != sizes[name]
     ]
@@ -233,7 +233,7 @@ def _duration(seconds: float) -> str:
 
 
 def main(repository: str, revision: str, cache: str) -> None:
-    """Exit with 1 and say why, unless the cache has the model whole."""
+    """Exit with 1 and say why, unless the cache has the complete model."""
     if missing := asyncio.run(missing_parts(repository, revision, Path(cache), os.environ)):
         sys.exit("\n".join(missing))
 

@@ -44,7 +44,7 @@ class Launch:
     """SGLang's --download-dir."""
 
     def with_models_on_disk(self, environ: Mapping[str, str]) -> Launch:
-        """The same with a folder in place of each model that is on disk as a whole; the others stay in `models`."""
+        """The same, with a folder in place of each model that is completely on disk; the others stay in `models`."""
         where = hub.caches(environ, self.download_folder)
         arguments, missing = list(self.arguments), []
         for model in self.models:
@@ -54,7 +54,7 @@ class Launch:
             else:
                 missing.append(model)
         if len(missing) < len(self.models) and "--served-model-name" not in dict(values_of(arguments)):
-            arguments += ["--served-model-name", self.served_model_name]  # else SGLang would take the folder's
+            arguments += ["--served-model-name", self.served_model_name]  # else SGLang would use the folder's name
         return replace(self, arguments=tuple(arguments), models=tuple(missing))
 
     @property
@@ -69,11 +69,11 @@ class Launch:
 
     @property
     def base_url(self) -> str:
-        """Where this machine reaches the engine."""
+        """The engine's URL on this machine."""
         return url_of(self.host, self.port)
 
     def download_watch(self, environ: Mapping[str, str]) -> DownloadWatch | None:
-        """What watches the model's download; None if there is nothing to download."""
+        """A watch for the model's download; None if there is nothing to download."""
         model = next((model for model in self.models if model.flag == "--model-path"), None)
         if model is None:
             return None
@@ -85,12 +85,12 @@ class Launch:
         return [sys.executable, "-m", "sglang.launch_server", *self.arguments]
 
     def shown_command(self) -> str:
-        """The command line as a log may show it, secrets masked."""
+        """The command line for the log, with secrets masked."""
         return shlex.join(masked(self.command()))
 
     def child_environ(self, environ: Mapping[str, str]) -> dict[str, str]:
         """The engine's environment: ours, with a `/health` that does not generate tokens but still means warm."""
         offline = {"HF_HUB_OFFLINE": "1"} if self.is_offline else {}
-        # SGLang looks this often whether the caller of an unstreamed request is still there; its own default is 4 s.
+        # How often SGLang checks whether the caller of an unstreamed request is still there; its own default is 4 s.
         hang_ups = {"SGLANG_REQUEST_STATE_WAIT_TIMEOUT": "1"}
         return {**hang_ups, **environ, **offline, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}

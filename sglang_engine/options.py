@@ -1,5 +1,5 @@
-"""The launch options of SGLang as environment variables: the table, how a value becomes words of a command line, and
-which words of one belong to which option.
+"""SGLang's launch options as environment variables: the table, how a value becomes words of a command line, and which
+words of a command line belong to which option.
 
 The table is sglang_options.json: one row per option of the pinned SGLang, made by scripts/update-options from SGLang's
 own parser.
@@ -22,11 +22,11 @@ TABLE_FILE = Path(__file__).with_name("sglang_options.json")
 
 TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 
-# What argparse takes for a negative number rather than an option (_negative_number_matcher).
+# What argparse reads as a negative number rather than an option (_negative_number_matcher).
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")
 _SIZE = re.compile(r"\d+(\.\d+)?[kMGT]|\d+[KMGT]i")  # SGLang's human_readable_int
 
-# Text to SGLang's parser, and a JSON object to what reads it later.
+# Text to SGLang's parser, but later read as a JSON object.
 OBJECTS_AS_TEXT = frozenset({"--json-model-override-args", "--model-loader-extra-config"})
 
 _SECRET_FLAGS = frozenset({"--api-key", "--admin-api-key", "--ssl-keyfile-password"})
@@ -85,15 +85,15 @@ class Option:
         match self.kind:
             case Kind.LIST:
                 each = f"each {values}" if self.choices or self.type is not Type.TEXT else "words"
-                return f"a list, split like a shell does, or a JSON array: {each}"
+                return f"a list, split as a shell would, or a JSON array: {each}"
             case Kind.OPTIONAL:
                 return f"{_NAMES[Type.BOOLEAN]}, or {values}"
         return values
 
     def arguments(self, value: str, name: str | None = None) -> list[str]:
-        """The command-line words for a value, with the flag's spelling that belongs to the variable `name`.
+        """The command-line words for a value, with the flag spelt as in the variable `name`.
 
-        Raises ValueError for one that is not accepted; its text completes "expected …".
+        Raises ValueError for a value that is not accepted; its text completes "expected …".
         """
         flag = flag_of(name) if name in self.aliases else self.flag
         match self.kind:
@@ -107,7 +107,7 @@ class Option:
                 return [flag, *self._words(value)]
         self._check(value)
         if value.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(value):
-            return [f"{flag}={value}"]  # else it would pass for an option
+            return [f"{flag}={value}"]  # else it would be read as an option
         return [flag, value]
 
     def _boolean(self, value: str) -> bool:
@@ -126,7 +126,7 @@ class Option:
         for word in words:
             self._check(word)
             if word.startswith("-") and not _NEGATIVE_NUMBER.fullmatch(word):
-                raise ValueError(f"{self.expected()}, none of them with a dash in front")
+                raise ValueError(f"{self.expected()}, none of them starting with a dash")
         return words
 
     def _check(self, value: str) -> None:
@@ -181,7 +181,7 @@ def flag_of(name: str) -> str:
 
 
 def option_of(flag: str) -> Option | None:
-    """The option of a flag as argparse reads it: any spelling, or the beginning of one if no other begins so."""
+    """The option of a flag as argparse reads it: any spelling, or the beginning of one if it is unambiguous."""
     flags = _flags()
     if flag in flags or not flag.startswith("--"):
         return flags.get(flag)
@@ -190,7 +190,7 @@ def option_of(flag: str) -> Option | None:
 
 
 def values_of(words: list[str]) -> Iterator[tuple[str, str]]:
-    """The flags among the words of a command line, by their option's first spelling, each with the value after it."""
+    """The flags among the words of a command line, in their option's first spelling, each with the value after it."""
     for position, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if (option := option_of(flag)) is not None:
@@ -274,7 +274,7 @@ _CHECKS: dict[Type, Callable[[str], Any]] = {
 
 
 def _normal(kind: Type, value: str) -> str:
-    """A choice as SGLang's parser compares it: converted to its type."""
+    """A choice as SGLang's parser compares it: converted to the option's type."""
     try:
         return str(int(value)) if kind is Type.INTEGER else value
     except ValueError:

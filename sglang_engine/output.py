@@ -16,7 +16,7 @@ _READ_BYTES = 64 * 1024
 
 
 class Output:
-    """What the engine writes: copied to standard error, secrets masked, its last lines kept."""
+    """What the engine writes: copied to standard error with secrets masked; the last lines are kept."""
 
     def __init__(self, mask: Mask, reader: asyncio.StreamReader, transport: asyncio.ReadTransport, write: int) -> None:
         self._mask = mask
@@ -27,7 +27,7 @@ class Output:
 
     @classmethod
     async def open(cls, mask: Mask) -> Output:
-        """Make the pipe, and begin to copy."""
+        """Make the pipe, and start copying."""
         read_end, write_end = os.pipe()
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -61,6 +61,6 @@ class Output:
 
     def _pass_on(self, text: str) -> None:
         self._tail.extend(text.splitlines())
-        with suppress(OSError, ValueError):  # the engine must not stall for a log that cannot be written
+        with suppress(OSError, ValueError):  # the engine must not stall because of a log that cannot be written
             sys.stderr.write(text)
             sys.stderr.flush()

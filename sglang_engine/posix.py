@@ -1,4 +1,4 @@
-"""Processes seen from outside: which ones a group has, what they are called, and when one ends."""
+"""Other processes: which ones are in a group, what they are called, and when one ends."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 # Fields of /proc/PID/stat after the process's name, counted from 0; man 5 proc_pid_stat.
 _STATE, _GROUP, _EXIT_STATUS = 0, 2, 49
 
-# Between two looks at a process whose end the kernel does not report.
+# How often to check on a process whose end the kernel does not report.
 POLL_SECONDS = 0.05
 
 
 def group_members(leader_pid: int) -> list[int]:
-    """The living processes of a group; empty where there is no /proc to tell.
+    """The living processes of a group; empty if there is no /proc.
 
-    Raises OSError where /proc cannot be read, as when descriptors have run out.
+    Raises OSError if /proc cannot be read, as when descriptors have run out.
     """
     return [pid for pid, fields in _processes() if int(fields[_GROUP]) == leader_pid and fields[_STATE] != "Z"]
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and is not yet asked for its status does not.
+    """Whether a process is running; one that has ended but has not been reaped is not.
 
-    Where /proc does not show it, this is as far as a signal can tell: such a process counts as alive until it is asked.
+    If /proc does not show it, only a signal can tell, and then a process counts as alive until it is reaped.
     """
     fields = None
     with suppress(OSError):
@@ -35,19 +35,19 @@ def is_alive(pid: int) -> bool:
 
 
 def name_of(pid: int) -> str:
-    """What a process calls itself: the first word of its command line, empty when it is gone."""
+    """What a process calls itself: the first word of its command line; empty if it is gone."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0].decode("utf-8", "replace")
     return ""
 
 
 async def wait_for_exit(pid: int) -> int | None:
-    """Return when a process ends, which need not be a child of this one.
+    """Return when a process ends. It need not be a child of this one.
 
-    The result is its code as in `subprocess` (negative for a signal), None where it cannot be told any more.
+    The result is its code as in `subprocess` (negative for a signal), None if it is no longer known.
 
-    The kernel reports the end. Where it refuses to (EPERM or ENOSYS in a sandbox, EMFILE when descriptors have run
-    out), the process is looked at every POLL_SECONDS.
+    The kernel reports the end. If it refuses to (EPERM or ENOSYS in a sandbox, EMFILE when descriptors have run out),
+    the process is checked every POLL_SECONDS.
     """
     try:
         await _wait_for_report(pid)
@@ -78,7 +78,7 @@ def _pidfd(pid: int) -> Iterator[int]:
 
 
 def _exit_code(pid: int) -> int | None:
-    """From a process that has ended, while its parent has not asked for its status yet."""
+    """The code of a process that has ended, as long as its parent has not reaped it."""
     with suppress(OSError):
         fields = _stat(pid)
         if fields is not None and fields[_STATE] == "Z":
@@ -104,9 +104,9 @@ def _processes() -> Iterator[tuple[int, list[str]]]:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the name, which may hold spaces; None where there is no such process.
+    """The fields of /proc/PID/stat after the name, which may contain spaces; None if there is no such process.
 
-    Raises OSError where it cannot be read.
+    Raises OSError if it cannot be read.
     """
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()

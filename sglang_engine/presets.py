@@ -14,7 +14,7 @@ SM_120 = "https://github.com/sgl-project/sglang/issues/18874: garbage with flash
 AWQ_CARD = "https://huggingface.co/QuantTrio/GLM-4.7-Flash-AWQ"
 
 # GLM-4.7-Flash's KV cache is 47 layers x (512 + 64) values x 2 bytes = 54 KB a token: 32,768 tokens are 1.8 GB.
-_KV_ARITHMETIC = "arithmetic: 54 KB of KV cache a token beside the weights"
+_KV_ARITHMETIC = "arithmetic: 54 KB of KV cache per token next to the weights"
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Preset:
     card: str
     variables: dict[str, str] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
-    """Variable -> source; `card` for what the preset as a whole rests on."""
+    """Variable -> source; `card` for the source of the preset as a whole."""
 
 
 _TRITON = {"ATTENTION_BACKEND": "triton", "SPECULATIVE_DRAFT_ATTENTION_BACKEND": "triton"}
@@ -39,7 +39,7 @@ _AWQ = {
 _AWQ_SOURCES = {
     "MODEL_NAME": f"{AWQ_CARD}: 4-bit weights, 18-20 GB",
     "CONTEXT_LENGTH": _KV_ARITHMETIC,
-    "SPECULATIVE_ALGORITHM": "arithmetic: no room to spare for the draft layer beside the weights",
+    "SPECULATIVE_ALGORITHM": "arithmetic: no room for the draft layer next to the weights",
 }
 
 PRESETS: dict[str, Preset] = {

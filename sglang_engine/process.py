@@ -26,25 +26,25 @@ from sglang_engine.posix import group_members, name_of, wait_for_exit
 
 log = logging.getLogger("worker.engine")
 
-# SGLang 0.5.23 looks only every 5 s whether it has been told to stop, and drains without limit: what must be finished
-# is finished before it is told, so that this deadline may be short.
+# SGLang 0.5.23 checks only every 5 s whether it has been told to stop, and drains without limit. What must be finished
+# is finished before it is told, so this deadline can be short.
 STOP_TIMEOUT_SECONDS = 1.5
-# SIGKILL leaves a process no choice, but the kernel may need a while to free its GPU memory.
+# SIGKILL leaves a process no choice, but the kernel may take a while to free its GPU memory.
 KILL_TIMEOUT_SECONDS = 5.0
 POLL_SECONDS = 0.1
-WARM_PROBE_SECONDS = 1.0  # the answer costs the engine nothing; one that needs longer for it is not ready
+WARM_PROBE_SECONDS = 1.0  # the answer costs the engine nothing; if it takes longer, it is not ready
 WAIT_LOG_SECONDS = 30.0
 
 # How long an engine that has been silent for REQUEST_TIMEOUT_SECONDS has to answer before it counts as wedged. Long,
 # since a wrong verdict costs the work of every request in flight. SGLang 0.5.23 itself answers /health_generate with
-# 503 after 20 s (SGLANG_HEALTH_CHECK_TIMEOUT) in which its scheduler has finished no step.
+# 503 if its scheduler has finished no step for 20 s (SGLANG_HEALTH_CHECK_TIMEOUT).
 SERVER_PROBE_SECONDS = 5.0
 SCHEDULER_PROBE_SECONDS = 30.0
 
 # The processes that SGLang cannot do without call themselves `sglang::scheduler_TP0`, `sglang::detokenizer`, … When one
-# dies, the parent needs 5 s (65 s with its wait for CUDA core dumps) to see that it is dead as well.
+# dies, it takes 5 s (65 s with the wait for CUDA core dumps) until the parent gives up too.
 VITAL_PREFIX = "sglang::"
-# Where parent and child die together, the parent's own end says more; it has this long to show it.
+# If parent and child die together, the parent's own end says more; wait this long for it.
 _LEADER_SECONDS = 0.05
 
 _DRAIN_SECONDS = 1.0
@@ -52,7 +52,7 @@ _DRAIN_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Ending:
-    """The end of the engine: which process ended, and its code as in `subprocess` (None where it is not known)."""
+    """The end of the engine: which process ended, and its code as in `subprocess` (None if it is not known)."""
 
     process: str
     code: int | None
@@ -61,8 +61,8 @@ class Ending:
 class Engine:
     """The SGLang process: start, wait until warm, notice its end, stop. It can be started again after its end.
 
-    It runs under a guard: when it ends, or when this process does, however that happens, all that it has started ends
-    as well. Its output goes to this process's standard error, secrets masked.
+    It runs under a guard: when it ends, or when this process does, however that happens, everything that it started
+    ends too. Its output goes to this process's standard error, with secrets masked.
     """
 
     def __init__(self, launch: Launch, mask: Mask) -> None:
@@ -74,14 +74,14 @@ class Engine:
         self._vital: dict[int, str] = {}
 
     def pids(self) -> list[int]:
-        """The process and the others of its group; empty where there is none, or no /proc to tell."""
+        """The process and the others in its group; empty if there is none, or no /proc."""
         return sorted(group_members(self._process.pid)) if self._process is not None else []
 
     async def start(self) -> None:
         """Start the process; returns at once.
 
-        Raises EngineError where SGLang is not installed, the machine does not let it start, or something else listens
-        on its port: SGLang would find out only after minutes, and until then the other server would pass for it.
+        Raises EngineError if SGLang is not installed, the machine does not let it start, or something else listens on
+        its port: SGLang would notice only after minutes, and until then the other server would be mistaken for it.
         """
         if importlib.util.find_spec("sglang") is None:
             raise EngineError("SGLang is not installed for this Python; use the image, or scripts/install for a CPU")
@@ -103,7 +103,7 @@ class Engine:
     async def wait_until_ready(self, timeout_seconds: float) -> None:
         """Return as soon as the engine is warm.
 
-        Raises EngineError when it exits first, or is not ready in time.
+        Raises EngineError if it exits first, or is not ready in time.
         """
         began = time.monotonic()
         exited = asyncio.create_task(self._running.wait())
@@ -117,7 +117,7 @@ class Engine:
             if not probing.done():
                 raise EngineError(
                     f"the engine was not ready after {timeout_seconds:g} s (STARTUP_TIMEOUT_SECONDS); "
-                    "a first start downloads the model, which may need longer"
+                    "a first start downloads the model, which may take longer"
                 )
             probing.result()
         finally:
@@ -126,7 +126,7 @@ class Engine:
         log.info("the engine is ready after %.1f s", time.monotonic() - began)
 
     async def wait_for_end(self) -> Ending:
-        """Return as soon as the engine, or a process that it had when it got ready and cannot do without, has ended."""
+        """Return as soon as the engine has ended, or one of the vital processes that it had when it became ready."""
         leader = asyncio.create_task(self._running.wait())
         vital = {asyncio.create_task(wait_for_exit(pid)): name for pid, name in self._vital.items()}
         try:
@@ -147,16 +147,16 @@ class Engine:
             return {}
 
     async def explain(self, ending: Ending) -> str:
-        """A sentence on how the engine ended, and why. Ends what is left of it, so that its last output can be read."""
+        """A sentence on how and why the engine ended. Kills what is left of it, so that its last output can be read."""
         self._running.kill()
         output = await self._output.rest(_DRAIN_SECONDS) if self._output is not None else ""
         return f"{ending.process} {explain(ending.code, output)}"
 
     async def find_hang(self) -> str | None:
-        """What of the engine does not answer, to complete "the engine …"; None where everything does.
+        """Which part of the engine does not answer, to complete "the engine …"; None if everything does.
 
-        First the server, then the scheduler behind it: that one has to generate a token, or finish a step of what it is
-        doing. Only for an engine that has been silent for long, since it may take SCHEDULER_PROBE_SECONDS.
+        Asks the server first, then the scheduler behind it, which has to generate a token or finish a step of its
+        work. Only for an engine that has been silent for long, since this may take SCHEDULER_PROBE_SECONDS.
         """
         if not await self._answers("/health", SERVER_PROBE_SECONDS):
             return "does not answer on /health"
@@ -165,35 +165,35 @@ class Engine:
         return None
 
     async def _answers(self, path: str, timeout_seconds: float) -> bool:
-        """Whether a health route answers in time, with anything but 503, which is how SGLang says that it gave up."""
+        """Whether a health route answers in time with anything but 503, by which SGLang says that it gave up."""
         try:
             async with self._probe_client(timeout_seconds) as client, asyncio.timeout(timeout_seconds):
                 response = await client.get(path)
         except (httpx.TransportError, TimeoutError) as error:
-            return lacks_descriptors(error)  # then nothing is known of the engine, and nothing is done to it
+            return lacks_descriptors(error)  # then we know nothing about the engine, and leave it alone
         return response.status_code != HTTPStatus.SERVICE_UNAVAILABLE
 
     async def stop(self) -> None:
-        """End the process and everything that it started: SIGTERM, a deadline, SIGKILL to all of it."""
+        """End the process and everything that it started: SIGTERM, a deadline, then SIGKILL to all of it."""
         if self._process is not None and not self._process.has_ended:
             log.info("stopping the engine")
-            self._process.terminate()  # it alone: a scheduler that goes first looks like a crash to SGLang
+            self._process.terminate()  # not its group: to SGLang, a scheduler that ends first looks like a crash
             try:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_SECONDS)
-            finally:  # also when this is cancelled: the children must not outlive us
+            finally:  # even if this is cancelled: the children must not outlive us
                 self._process.kill()
         await self.kill()
 
     async def kill(self) -> None:
-        """End the process and everything that it started, at once; return when it is gone, or will not go."""
+        """End the process and everything that it started, at once; return when it is gone, or cannot be ended."""
         try:
             if self._process is not None:
                 self._process.kill()
                 async with asyncio.timeout(KILL_TIMEOUT_SECONDS):
                     await self._process.wait_for_all()
         except TimeoutError:
-            log.error("the engine does not end: the kernel holds it, which points to the GPU or its driver")
+            log.error("the engine does not end: it is stuck in the kernel, which points to the GPU or its driver")
         finally:
             if self._output is not None:
                 self._output.close()
@@ -209,7 +209,7 @@ class Engine:
         return httpx.AsyncClient(base_url=self.launch.base_url, timeout=timeout_seconds, trust_env=False)
 
     async def _probe_until_warm(self, began: float) -> None:
-        """Poll `/health`, which answers 200 once SGLang's own warm-up request is through."""
+        """Poll `/health`, which answers 200 once SGLang's own warm-up request is done."""
         said = began
         async with self._probe_client(WARM_PROBE_SECONDS) as client:
             while True:

@@ -1,4 +1,4 @@
-"""What a user may set of the engine's life."""
+"""The settings for the engine's life."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from common.variables import read_variables
 
 @dataclass(frozen=True)
 class EngineSettings:
-    """The engine's part of the worker's variables (`common.variables`), by their names and meanings there."""
+    """The engine's part of the worker's variables; `common.variables` says what each one means."""
 
     request_timeout_seconds: float
     startup_timeout_seconds: float

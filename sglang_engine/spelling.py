@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# Variables of the system and of other programs, which may look like one of ours without being meant as one.
+# Variables of the system and of other programs, which may look like one of ours by accident.
 _FOREIGN = [
     "AWS_",
     "BASH",
@@ -63,7 +63,7 @@ _FOREIGN = [
 
 
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
-    """The known names that are nearest to this one, at most three, within two letters (one for a short name)."""
+    """The known names nearest to this one, at most three, and at most two letters away (one for a short name)."""
     if not name.isupper() or len(name) < 5 or name.startswith(tuple(_FOREIGN)):
         return []
     most = 2 if len(name) >= 8 else 1
@@ -73,7 +73,7 @@ def nearest_names(name: str, known: Iterable[str]) -> list[str]:
 
 
 def distance(one: str, other: str, most: int) -> int:
-    """How many letters must be added, dropped, changed or swapped to turn one into the other; `most` + 1 where more."""
+    """How many letters must be added, dropped, changed or swapped to turn one into the other; at most `most` + 1."""
     before: list[int] = []
     last = list(range(len(other) + 1))
     for row, letter in enumerate(one, start=1):

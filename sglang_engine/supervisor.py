@@ -1,13 +1,13 @@
-"""The engine's life: started, watched, restarted when it dies, given up when that does not help.
+"""The engine's life: it is started, watched, restarted when it dies, and given up when that does not help.
 
     STARTING ──ready──▶ READY ──death──▶ RESTARTING ──ready──▶ READY
         └──error──▶ (EngineError)            └──error, or too often──▶ FAILED
     any of them ──left──▶ STOPPED
 
-Whatever ends the task that keeps the engine running, the engine is given up then: FAILED, with the reason.
+If the task that keeps the engine running ends for any reason, the engine is given up: FAILED, with that reason.
 
-Requests that the engine died under are not this module's: it tells them (`Exchange.engine_is_lost`), and lets them wait
-for the next engine (`Supervisor.exchange`).
+This module does not handle the requests that an engine died under: it tells them so (`Exchange.engine_is_lost`), and
+lets them wait for the next engine (`Supervisor.exchange`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from sglang_engine.suspects import Suspects, Ticket
 
 log = logging.getLogger("worker.engine")
 
-# The pauses before the first, second, third … restart within the window: short, so that a single crash costs little,
-# and growing, since haste does not cure an engine that crashes again at once.
+# The pauses before the first, second, third … restart within the window: short at first, so that a single crash costs
+# little, and growing, since an engine that crashes again at once will not be cured by haste.
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
 
-# A broken connection is seen before the end of the process that broke it, by as long as the kernel takes to end it.
+# A broken connection is noticed before the end of its process, by as long as the kernel takes to end the process.
 LOSS_NOTICE_SECONDS = 1.0
 
 
@@ -50,7 +50,7 @@ class State(StrEnum):
 
 
 class Exchange:
-    """One request to the engine, from its first byte to the last: which engine it is with, and when that spoke last."""
+    """One request to the engine, from its first byte to its last: which engine has it, and when that last sent data."""
 
     def __init__(self, supervisor: Supervisor, ticket: Ticket) -> None:
         self.ticket = ticket
@@ -72,18 +72,18 @@ class Exchange:
 
     @property
     def engine_is_lost(self) -> bool:
-        """Whether the engine of this request is known to have died."""
+        """Whether this request's engine is known to have died."""
         return self._supervisor.lives > self._life
 
     async def engine_gets_lost(self) -> bool:
-        """Whether the engine of this request has died; asked when its connection broke, which may be seen first."""
+        """Whether this request's engine has died. Called when its connection broke, which may be noticed first."""
         with suppress(TimeoutError):
             async with asyncio.timeout(LOSS_NOTICE_SECONDS):
                 await self._supervisor.wait_for_loss(self._life)
         return self.engine_is_lost
 
     async def reason_of_loss(self) -> str:
-        """Why the engine of this request died, once that is known."""
+        """Why this request's engine died, once that is known."""
         return await self._supervisor.reason_of_loss(self._life)
 
     async def engine_is_wedged(self) -> bool:
@@ -94,25 +94,27 @@ class Exchange:
 class Supervisor:
     """Keeps an engine running. An async context manager: entering starts it, leaving ends it and all its children.
 
-    Entering raises EngineError when the first start fails. After that every end of the engine is followed by a restart,
-    `max_restarts` times within `restart_window_seconds`; then, or when a restart fails, it is given up.
+    Entering raises EngineError if the first start fails. After that, the engine is restarted whenever it ends, up to
+    `max_restarts` times within `restart_window_seconds`; after that, or if a restart fails, it is given up.
     """
 
     def __init__(self, engine: Engine, settings: EngineSettings) -> None:
         self.state = State.STARTING
         self.lives = 0
-        """How many engines have died so far: the number of the present one, counted from 0."""
+        """How many engines have died so far, which is also the number of the present one, counted from 0."""
         self.last_progress = time.monotonic()
         self.suspects = Suspects()
         self._engine = engine
         self._settings = settings
         self._exchanges: set[Exchange] = set()
         self._waiting = 0
-        self._restarts: dict[int, float] = {}  # when, by the life whose end was followed by it
-        self._deaths: list[str] = []  # why each engine died, by its life
+        self._restarts: dict[int, float] = {}  # life -> when it was followed by a restart
+        self._deaths: list[str] = []  # life -> why that engine died
         self._failure = ""
         self._changed = asyncio.Event()
-        self._hang: asyncio.Future[str] | None = None  # what does not answer, once the engine is found to be wedged
+        self._hang: asyncio.Future[str] | None = (
+            None  # which part does not answer, once the engine is found to be wedged
+        )
         self._probe: asyncio.Task[bool] | None = None
         self._supervising: asyncio.Task[None] | None = None
 
@@ -139,9 +141,9 @@ class Supervisor:
 
     @asynccontextmanager
     async def exchange(self, ticket: Ticket) -> AsyncGenerator[Exchange, None]:
-        """One request to the engine: waits until it is ready, and is known to be in flight while this lasts.
+        """One request to the engine: waits until the engine is ready, and counts as in flight within this context.
 
-        Raises UnavailableError when the engine is given up, or too many requests wait for it already.
+        Raises UnavailableError if the engine is given up, or too many requests are already waiting for it.
         """
         await self._wait_for_turn(ticket)
         exchange = Exchange(self, ticket)
@@ -158,7 +160,7 @@ class Supervisor:
     async def wait_until_ready(self) -> None:
         """Return once the engine is ready.
 
-        Raises UnavailableError with the reason when it is given up or stopped.
+        Raises UnavailableError with the reason if it is given up or stopped.
         """
         while self.state in (State.STARTING, State.RESTARTING):
             await self._changed.wait()
@@ -172,20 +174,20 @@ class Supervisor:
         return self._failure
 
     async def wait_for_loss(self, life: int) -> None:
-        """Return once the engine of that life has died, or will not be used any more."""
+        """Return once the engine of this life has died, or will not be used any more."""
         while self.lives <= life and self.state is not State.STOPPED:
             await self._changed.wait()
 
     async def reason_of_loss(self, life: int) -> str:
-        """Why the engine of that life died, once that is known."""
+        """Why the engine of this life died, once that is known."""
         while len(self._deaths) <= life and self.state is not State.STOPPED:
             await self._changed.wait()
         return self._deaths[life] if len(self._deaths) > life else "the engine has been stopped"
 
     async def kill_if_wedged(self, life: int) -> bool:
-        """Kill the engine if it is wedged: alive, but silent on every request, and it does not answer a probe either.
+        """Kill the engine if it is wedged: alive, but silent on every request and on a probe.
 
-        Returns whether the engine of that life is lost. Requests that time out together share one probe.
+        Returns whether the engine of this life is lost. Requests that time out together share one probe.
         """
         if self._silence_seconds() < 0.95 * self._settings.request_timeout_seconds:  # timers are not exact
             return self.lives > life
@@ -196,17 +198,17 @@ class Supervisor:
         return self.lives > life
 
     def _silence_seconds(self) -> float:
-        """For how long nothing has come on any request in flight."""
+        """How long it has been since anything came on any request in flight."""
         oldest = min((exchange.began for exchange in self._exchanges), default=time.monotonic())
         return time.monotonic() - max(oldest, self.last_progress)
 
     async def _probe_silent_engine(self) -> bool:
-        """Whether the engine is wedged; if so, whoever waits for its end is told."""
+        """Whether the engine is wedged; if so, sets `_hang`, which ends this life."""
         began, hang = time.monotonic(), self._hang
         if self.state is not State.READY or (fault := await self._engine.find_hang()) is None:
             return False
         if hang is None or hang.done() or self.last_progress >= began:
-            return False  # it has ended meanwhile, or spoken
+            return False  # it has ended or sent something in the meantime
         hang.set_result(fault)
         return True
 
@@ -222,7 +224,7 @@ class Supervisor:
             return
         if self.state is State.RESTARTING and self._waiting >= self._settings.max_waiting_jobs:
             raise UnavailableError(
-                f"the engine restarts, and {self._waiting} jobs wait for it already (MAX_WAITING_JOBS)"
+                f"the engine is restarting, and {self._waiting} jobs are already waiting for it (MAX_WAITING_JOBS)"
             )
         self._waiting += 1
         try:
@@ -251,7 +253,7 @@ class Supervisor:
                 await self._engine.kill()
                 self._fail(str(error))
             except Exception as error:
-                log.error("starting the engine again raised %s:\n%s", *type_and_place(error))
+                log.error("restarting the engine raised %s:\n%s", *type_and_place(error))
                 await self._engine.kill()
                 self._fail(f"{reason}; starting it again failed with {type(error).__name__}")
 
@@ -262,12 +264,12 @@ class Supervisor:
             log.error("%s: %d engines have died under it; it fails as the likely cause", cause.label, len(cause.deaths))
 
     def _supervision_ended(self, supervising: asyncio.Task[None]) -> None:
-        """The owner's eye on the supervising task. Without it, an engine could die unnoticed for ever."""
+        """Give up the engine if the supervising task ends: without it, no death would ever be noticed."""
         if self.state in (State.READY, State.RESTARTING):
             self._fail(reason_of_end(supervising, "watching over the engine"))
 
     async def _wait_for_end(self) -> Ending | str:
-        """The engine's end; or, when it is wedged, what of it does not answer."""
+        """The engine's end; or, if it is wedged, which part does not answer."""
         self._hang = asyncio.get_running_loop().create_future()
         ending = asyncio.create_task(self._engine.wait_for_end())
         waited: list[asyncio.Future[Any]] = [ending, self._hang]
@@ -283,11 +285,11 @@ class Supervisor:
             return await self._engine.explain(ending)
         return (
             f"the engine sent nothing for {self._settings.request_timeout_seconds:g} s (REQUEST_TIMEOUT_SECONDS) and "
-            f"{ending} (cause unknown; if it comes again, replace the GPU)"
+            f"{ending} (cause unknown; if it happens again, replace the GPU)"
         )
 
     async def _restart(self, reason: str) -> None:
-        """Start the engine again. Raises EngineError when it does not get ready, or has been restarted too often."""
+        """Restart the engine. Raises EngineError if it does not become ready, or has been restarted too often."""
         window, most = self._settings.restart_window_seconds, self._settings.max_restarts
         now, life = time.monotonic(), self.lives - 1
         self._restarts = {
@@ -309,7 +311,7 @@ class Supervisor:
         self._set(State.READY)
 
     def _fail(self, reason: str) -> None:
-        """Give the engine up; requests that are with it learn the reason."""
+        """Give up the engine; the requests that it has learn the reason."""
         if self.state is State.READY:
             self.lives += 1
         self._deaths += [reason] * (self.lives - len(self._deaths))

@@ -1,10 +1,10 @@
-"""Which request killed the engine: found out, so that one poisoned request costs neither its neighbours nor the worker.
+"""Finds out which request killed the engine, so that one poisoned request costs neither the others nor the worker.
 
-Nobody can tell from outside which of the requests in flight an engine died of. So each is sent again, once, beside the
-others. A request under which a second engine dies is the likely cause if it is the only such one. If there are several,
-they are tried one after the other, each alone, until one has another engine die under it; the others are then sent
-again beside each other. A trial is over with the first sign of an answer, or after TRIAL_SECONDS: what kills an engine
-does so when it is first computed.
+Nobody can tell from outside which of the requests in flight killed an engine. So each is sent again, once, together
+with the others. If a second engine dies and only one of its requests has been through this before, that one is the
+likely cause. If there are several, they are tried one by one, each alone, until another engine dies under one of them;
+the rest are then sent again together. A trial is over at the first sign of an answer, or after TRIAL_SECONDS: a request
+that kills an engine does so when it is first computed.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 TRIAL_SECONDS = 10.0
-# Trials hold everybody else up. The culprit is nearly always among those that were sent last.
+# Trials hold up everybody else. The culprit is nearly always among those that were sent last.
 MAX_TRIALS = 8
-# Under how many engines' deaths a request is given up, whoever caused them.
+# After how many engines have died under it a request is given up, whoever caused the deaths.
 MAX_DEATHS = 4
 
 
 @dataclass(eq=False)
 class Ticket:
-    """One request, over all its tries."""
+    """One request, through all its attempts."""
 
     label: str = ""
     """How the log names it."""
@@ -32,7 +32,7 @@ class Ticket:
 
     @property
     def is_given_up(self) -> bool:
-        """Whether it is not to be sent again."""
+        """Whether it must not be sent again."""
         return self.is_likely_cause or len(self.deaths) >= MAX_DEATHS
 
 
@@ -41,14 +41,14 @@ class Suspects:
 
     def __init__(self) -> None:
         self.pardoned: set[int] = set()
-        """The lives whose deaths were one request's doing; they say nothing about the engine or the machine."""
+        """The lives that were ended by one request; their ends say nothing about the engine or the machine."""
         self._on_trial: Ticket | None = None
-        self._awaiting_trial: list[Ticket] = []  # who was sent last comes last, and is tried first
+        self._awaiting_trial: list[Ticket] = []  # the last one sent comes last, and is tried first
         self._answered = 1  # requests answered since the last pardon; the engine's own warm-up is the first
         self._changed = asyncio.Event()
 
     async def wait_for_turn(self, ticket: Ticket) -> None:
-        """Return when a request may go to the engine: at once, but for trials."""
+        """Return when a request may go to the engine: at once, except during trials."""
         while not self._may_go(ticket):
             await self._changed.wait()
         if self._awaiting_trial:
@@ -56,12 +56,12 @@ class Suspects:
             asyncio.get_running_loop().call_later(TRIAL_SECONDS, self.clear, ticket)
 
     def answered(self, ticket: Ticket) -> None:
-        """Note that a request has had its answer."""
+        """Note that a request has been answered."""
         self._answered += 1
         self.clear(ticket)
 
     def clear(self, ticket: Ticket) -> None:
-        """End a request's trial, if it is on one: the engine has survived it, or it has gone."""
+        """End a request's trial, if it is on trial: the engine has survived it, or the request is gone."""
         if ticket in self._awaiting_trial:
             self._awaiting_trial.remove(ticket)
         if self._on_trial is ticket:
@@ -69,7 +69,7 @@ class Suspects:
         self._wake()
 
     def engine_died(self, life: int, unanswered: Sequence[Ticket]) -> Ticket | None:
-        """Note a death, and the requests that had no answer yet, the oldest first; the likely cause if it is known."""
+        """Note a death, and the requests without an answer, oldest first. Returns the likely cause, if it is known."""
         for ticket in unanswered:
             ticket.deaths.append(life)
         repeated = [ticket for ticket in unanswered if len(ticket.deaths) > 1]

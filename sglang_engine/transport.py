@@ -1,11 +1,11 @@
-"""The way to the engine: HTTP/1.1 on this machine, as a transport under httpx.
+"""The way to the engine: HTTP/1.1 on this machine, as a transport for httpx.
 
-A general client has its price for each connection and for each event that it reads. Here a connection is read only
-while somebody asks for more. What comes meanwhile gathers in the socket and is then had in one go; an engine whose
-answer nobody takes is held back. docs/performance.md has what that brings. The protocol itself is known by httptools,
-as in uvicorn.
+A general-purpose client has a cost for each connection and for each event that it reads. Here a connection is read only
+while somebody asks for more. What arrives in between collects in the socket and is then read in one go; if nobody takes
+the answer, the engine is slowed down. docs/performance.md says what that saves. The protocol is parsed by httptools, as
+in uvicorn.
 
-Plain HTTP to one address, with request bodies in memory and no HEAD; each connection for one request at a time. There
+Plain HTTP to one address, with request bodies in memory and no HEAD; one request at a time on each connection. There
 are as many connections as file descriptors allow (`common.descriptors`); requests beyond that wait for their turn.
 """
 
@@ -23,17 +23,17 @@ import httpx
 
 from common.descriptors import connections_allowed, lacks_descriptors
 
-# A body is handed to the kernel in pieces: the next one when this one has gone. Smaller ones cost more calls.
+# A body is handed to the kernel in pieces, each when the one before it is gone. Smaller pieces cost more calls.
 WRITE_PIECE_BYTES = 256 * 1024
 # uvicorn's heads are a few hundred bytes; h11, its other parser, takes up to 64 KB.
 MAX_HEAD_BYTES = 64 * 1024
-# Between two attempts to get a file descriptor, which come free when any request ends.
+# Between two attempts to get a file descriptor; one becomes free when any request ends.
 DESCRIPTOR_PAUSE_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
 class _Timeouts:
-    """httpx's four timeouts, in seconds; None waits for ever."""
+    """httpx's four timeouts, in seconds; None waits forever."""
 
     connect: float | None
     read: float | None
@@ -47,21 +47,21 @@ class _Timeouts:
 
 
 class _SpokeFirstError(httpx.RemoteProtocolError):
-    """Something came on a kept connection before the request had been sent: it answers an earlier one."""
+    """Something came on a kept connection before the request had been sent: an answer to an earlier request."""
 
 
 class EngineTransport(httpx.AsyncBaseTransport):
-    """Connections to one server, kept for the next request for a while."""
+    """Connections to one server, each kept for a while for the next request."""
 
     def __init__(self, host: str, port: int, *, keepalive_seconds: float) -> None:
-        """keepalive_seconds: how long a connection may lie idle; less than the server allows it."""
+        """keepalive_seconds: how long a connection may be idle; less than the server allows."""
         self._address = host, port
         self._keepalive_seconds = keepalive_seconds
-        self._idle: dict[_Connection, float] = {}  # since when, the last one last
+        self._idle: dict[_Connection, float] = {}  # since when; the most recent one is last
         self._turns = asyncio.Semaphore(connections_allowed())
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request; return with the head of its response, whose stream then gives whatever has come.
+        """Send a request; return with the head of its response, whose stream then gives whatever arrives.
 
         httpx's timeouts, each from when its part begins: `pool` for a turn and a connection, `connect` for each attempt
         at one, `write` for each piece of the request, `read` for the whole head and then for each piece of the body.
@@ -79,7 +79,7 @@ class EngineTransport(httpx.AsyncBaseTransport):
         return httpx.Response(connection.status, headers=connection.headers, stream=_Body(connection, self._release))
 
     async def aclose(self) -> None:
-        """Close the idle connections; the others are closed with their responses."""
+        """Close the idle connections; the others close with their responses."""
         for connection in list(self._idle):
             connection.abort()
 
@@ -91,12 +91,12 @@ class EngineTransport(httpx.AsyncBaseTransport):
             raise httpx.PoolTimeout(f"no turn within {timeout_seconds:g} s") from None
 
     async def _send(self, request: httpx.Request, timeouts: _Timeouts) -> _Connection:
-        """Send a request on a kept connection, else on a new one; return when the head of its response is here."""
+        """Send a request on a kept connection, else on a new one; return when the head of its response has arrived."""
         if (kept := self._idle_connection()) is not None:
             try:
                 return await _send_on(kept, request, timeouts)
             except _SpokeFirstError:
-                pass  # the engine cannot have read the whole request, so that it may be sent again
+                pass  # the engine cannot have read the whole request, so it may be sent again
         return await _send_on(await self._connect(timeouts), request, timeouts)
 
     def _idle_connection(self) -> _Connection | None:
@@ -108,10 +108,10 @@ class EngineTransport(httpx.AsyncBaseTransport):
         return None
 
     async def _connect(self, timeouts: _Timeouts) -> _Connection:
-        """A new connection. While there is no descriptor for one, or no answer, it is tried again, for `pool` seconds.
+        """A new connection. If there is no descriptor for it, or no answer, tries again for `pool` seconds.
 
-        An engine that is alive accepts connections late when its event loop is busy, with the tokens of a long prompt
-        for example; one that has died refuses them at once.
+        An engine that is alive accepts connections late if its event loop is busy, for example with the tokens of a
+        long prompt; one that has died refuses them at once.
         """
         give_up_at = time.monotonic() + (timeouts.pool or 0.0)
         while True:
@@ -158,7 +158,7 @@ async def _send_on(connection: _Connection, request: httpx.Request, timeouts: _T
 
 
 class _Body(httpx.AsyncByteStream):
-    """The rest of a response, in pieces as large as they come. No generator, which would cost more a piece."""
+    """The rest of a response, in pieces as large as they come. Not a generator, which would cost more per piece."""
 
     def __init__(self, connection: _Connection, release: Callable[[_Connection], None]) -> None:
         self._connection: _Connection | None = connection
@@ -179,7 +179,7 @@ class _Body(httpx.AsyncByteStream):
 
 
 class _Connection(asyncio.Protocol):
-    """One connection. The first half is its owner's, the second half the event loop's and the parser's."""
+    """One connection. Its owner calls the first half; the event loop and the parser call the second half."""
 
     def __init__(self, on_lost: Callable[[_Connection], None]) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
@@ -193,12 +193,12 @@ class _Connection(asyncio.Protocol):
         self._keeps_alive = False
         self._requests = 0
         self._is_sending = False
-        self._is_full = False  # of what the kernel has not taken yet
+        self._is_full = False  # the kernel takes no more for now
         self._was_answered_early = False
         self._failure: httpx.TransportError | None = None
 
     async def send(self, request: httpx.Request, *, write_seconds: float | None, read_seconds: float | None) -> None:
-        """Send a request; return when the head of its response is here. Raises httpx.TransportError."""
+        """Send a request; return when the head of its response has arrived. Raises httpx.TransportError."""
         self._parser = httptools.HttpResponseParser(self)
         self._read_seconds = read_seconds
         self._pieces = []
@@ -216,7 +216,7 @@ class _Connection(asyncio.Protocol):
             raise httpx.ReadTimeout(f"no response within {read_seconds:g} s") from None
 
     async def read(self) -> bytes:
-        """What has come of the body, or the next of it; empty at its end. Raises httpx.TransportError."""
+        """What has arrived of the body, or else its next piece; empty at its end. Raises httpx.TransportError."""
         if not self._pieces and not self._is_over:
             try:
                 async with asyncio.timeout(self._read_seconds):
@@ -229,7 +229,7 @@ class _Connection(asyncio.Protocol):
         return body
 
     async def _write(self, request: httpx.Request, timeout_seconds: float | None) -> None:
-        """Hand the request to the kernel, no faster than it takes it; stops at an answer that comes before the end."""
+        """Hand the request to the kernel, no faster than it takes it; stop if an answer comes before the end."""
         head = [b"%s %s HTTP/1.1\r\n" % (request.method.encode(), request.url.raw_path)]
         head += [b"%s: %s\r\n" % header for header in request.headers.raw]
         body = memoryview(request.content)
@@ -240,13 +240,13 @@ class _Connection(asyncio.Protocol):
                     while self._is_full and not self._has_head:
                         await self._something_came()
             except TimeoutError:
-                raise httpx.WriteTimeout(f"the engine took nothing for {timeout_seconds:g} s") from None
+                raise httpx.WriteTimeout(f"the engine read nothing for {timeout_seconds:g} s") from None
             if self._has_head:
                 return
             self._transport.write(body[begin : begin + WRITE_PIECE_BYTES])
 
     async def _something_came(self) -> None:
-        """Return when something has come, or the kernel takes more. Raises what broke the connection."""
+        """Return when something has arrived, or the kernel takes more. Raises what broke the connection."""
         if self._failure is not None:
             raise self._failure
         self._waiter = asyncio.get_running_loop().create_future()
@@ -267,7 +267,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def is_quiet(self) -> bool:
-        """Whether it is open and nothing waits in its socket, an end included, that the event loop has not seen yet."""
+        """Whether it is open, with nothing unread in its socket, not even an end of file."""
         if not self.is_open:
             return False
         waiting = select.poll()
@@ -297,7 +297,7 @@ class _Connection(asyncio.Protocol):
             return
         if not self._has_head and self._is_still_sending:
             if self._requests > 1:
-                self._break(_SpokeFirstError("what came had not been asked for"))
+                self._break(_SpokeFirstError("an answer came before the request was sent"))
                 return
             self._was_answered_early = True
         try:
@@ -309,7 +309,7 @@ class _Connection(asyncio.Protocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._break(httpx.RemoteProtocolError(f"the response's head is longer than {MAX_HEAD_BYTES} bytes"))
         if not self._is_over and self.is_open:
-            self._transport.pause_reading()  # until somebody asks; when it is over, to notice the other side's close
+            self._transport.pause_reading()  # until somebody asks; once it is over, reading goes on, to notice a close
         self._wake()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -332,7 +332,7 @@ class _Connection(asyncio.Protocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self._has_head = self.status >= 200  # what is less only announces the response
+        self._has_head = self.status >= 200  # a lower status only announces the response
 
     def on_body(self, body: bytes) -> None:
         self._pieces.append(body)
@@ -343,7 +343,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def _is_still_sending(self) -> bool:
-        """Whether a part of the request has not reached the kernel yet: whoever answers now has not read all of it."""
+        """Whether a part of the request has not reached the kernel yet: an answer now cannot be to all of it."""
         return self._is_sending or self._transport.get_write_buffer_size() > 0
 
     def _ends_with_connection(self) -> bool:

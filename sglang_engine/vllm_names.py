@@ -1,4 +1,4 @@
-"""Variables of vLLM's own options, as RunPod's vLLM worker takes them, that mean nothing to SGLang.
+"""Variables for vLLM's own options, as RunPod's vLLM worker takes them, that mean nothing to SGLang.
 
 From `src/args_builder.py` of runpod-workers/worker-vllm at 7a92503 (July 2026): all but those that an option
 of SGLang has too, those that engine.py knows a replacement for, and names so common that another program may have set

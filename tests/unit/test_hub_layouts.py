@@ -86,10 +86,10 @@ async def test_download_is_compared_with_the_hub_s_list(tmp_path: Path) -> None:
         environ = {"HF_ENDPOINT": f"http://127.0.0.1:{port}"}
         assert await missing_parts(MODEL, "main", cache, environ) == []
         (snapshot / SAFETENSORS[1]).write_text("")
-        assert await missing_parts(MODEL, "main", cache, environ) == [f"{SAFETENSORS[1]} has 0 bytes, and 1 on the hub"]
+        assert await missing_parts(MODEL, "main", cache, environ) == [f"{SAFETENSORS[1]} has 0 bytes, but 1 on the hub"]
         (snapshot / SAFETENSORS[1]).unlink()
         [missing] = await missing_parts(MODEL, "main", cache, environ)
-        assert missing.startswith(f"{MODEL} (main) is not in {cache} as a whole")
+        assert missing.startswith(f"{MODEL} (main) is not complete in {cache}")
     put(tmp_path / "other", [*BASE, *SAFETENSORS])
     [missing] = await missing_parts(MODEL, "main", tmp_path / "other", {"HF_ENDPOINT": "http://127.0.0.1:9"})
-    assert missing.startswith("the hub's list of its files cannot be had: ")
+    assert missing.startswith("the hub's list of its files cannot be fetched: ")

@@ -262,7 +262,10 @@ async def test_jobs_that_wait_for_the_engine_are_limited(platform: Platform) -> 
             if job.state is JobState.FAILED:
                 error = error_of(job)
                 assert error["code"] == 503
-                assert error["message"] == "the engine restarts, and 1 jobs wait for it already (MAX_WAITING_JOBS)"
+                assert (
+                    error["message"]
+                    == "the engine is restarting, and 1 jobs are already waiting for it (MAX_WAITING_JOBS)"
+                )
 
 
 async def test_job_cancelled_while_it_waits_for_the_engine_is_not_sent_again(
