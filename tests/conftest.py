@@ -1,4 +1,4 @@
-"""Shared by all tests: asynchronous ones run on asyncio, property tests are not timed, and who runs beside whom."""
+"""Shared by all tests: asynchronous ones run on asyncio, property tests have no deadline, and which run side by side."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def group_of(node_id: str) -> str:
 
 
 def place_of(item: pytest.Item) -> tuple[int, bool]:
-    """Where a test stands: long groups first, and unit tests last, to fill what is left."""
+    """A test's place in the order: long groups first, and unit tests last, to fill what is left."""
     group = group_of(item.nodeid)
     return FIRST.index(group) if group in FIRST else len(FIRST), group.startswith("unit/")
 

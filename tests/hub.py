@@ -1,4 +1,4 @@
-"""Hugging Face's hub, as far as a download needs it: one model from a folder, under any name that it is told.
+"""Hugging Face's hub, as far as a download needs it: one model from a folder, under any name that it is given.
 
 What it was asked is in `requests`: (method, path, Range header). `seconds_per_file` slows each file down; the file that
 `holds_back` names is sent to its half, and no further until that is changed.

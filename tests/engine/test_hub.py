@@ -1,4 +1,4 @@
-"""The real SGLang gets its model from a hub: each file once, and where it broke off, only what was missing."""
+"""The real SGLang gets its model from a hub: each file once, and after an interruption only what is missing."""
 
 from __future__ import annotations
 

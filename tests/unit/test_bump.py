@@ -1,4 +1,4 @@
-"""The weekly look for newer versions: which is the newest, and where it is written."""
+"""The weekly check for newer versions: which one is the newest, and where it is written."""
 
 from __future__ import annotations
 

@@ -222,7 +222,7 @@ def test_settings_have_defaults_and_take_numbers() -> None:
 
 
 def settings_of(environ: dict[str, str]) -> tuple[WorkerSettings, EngineSettings, GatewaySettings]:
-    """What each room reads of an environment."""
+    """What each package reads from an environment."""
     return (
         WorkerSettings.from_environ(environ),
         EngineSettings.from_environ(environ),

@@ -1,4 +1,4 @@
-"""Models found on disk as a whole or not at all; what the engine is started with; a download watched."""
+"""Models are found on disk complete or not at all; what the engine is started with; a download's progress."""
 
 from __future__ import annotations
 

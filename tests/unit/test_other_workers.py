@@ -1,4 +1,4 @@
-"""Whoever comes from another worker is told of every variable that has no effect here."""
+"""Users of other workers are warned about every variable that has no effect here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a process is noticed, also where the kernel does not report it or /proc cannot be read."""
+"""The end of a process is noticed even if the kernel does not report it or /proc cannot be read."""
 
 from __future__ import annotations
 

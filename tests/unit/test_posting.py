@@ -1,4 +1,4 @@
-"""What RunPod is told beside a result, as its own SDK tells it."""
+"""What is sent to RunPod along with a result, as its own SDK does it."""
 
 from __future__ import annotations
 

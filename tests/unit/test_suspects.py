@@ -1,4 +1,4 @@
-"""Which request an engine died of: found by what died with it, and by trials alone where that leaves a doubt."""
+"""Which request killed an engine: found from repeated deaths, and by trying suspects alone if there are several."""
 
 from __future__ import annotations
 

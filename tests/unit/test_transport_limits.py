@@ -79,7 +79,7 @@ async def test_stream_may_take_longer_than_the_read_timeout() -> None:
 
 
 async def test_answer_that_comes_late_on_a_kept_connection_is_not_the_next_one_s() -> None:
-    """Also where the event loop has not seen it yet when the next request takes the connection."""
+    """Even if the event loop has not seen it yet when the next request takes the connection."""
     accepted: list[socket.socket] = []
     answered = asyncio.Event()
     loop = asyncio.get_running_loop()

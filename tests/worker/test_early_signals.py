@@ -1,4 +1,4 @@
-"""A worker that is told to stop in its first seconds ends as one that is told later: with 0, and without a trace."""
+"""A worker that is told to stop in its first seconds ends as it would later: with code 0, and without a traceback."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def children_of(pid: int) -> list[int]:
 
 
 def keeper_of(worker: Worker) -> int | None:
-    """The heartbeat's keeper: the forked copy of the worker that has a forked copy of its own."""
+    """The heartbeat's keeper: the forked copy of the worker that has forked a copy itself."""
     for child in worker.children():
         if command_line(child) == command_line(worker.process.pid) and children_of(child):
             return child
