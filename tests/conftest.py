@@ -1,4 +1,4 @@
-"""Shared by all tests: asynchronous ones run on asyncio, property tests have no deadline, and which run side by side."""
+"""Shared by all tests: asynchronous ones run on asyncio, property tests have no deadline; which run side by side."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-# A busy machine is no reason to fail, and no examples are kept between runs.
+# A busy machine is not a reason to fail, and no examples are kept between runs.
 settings.register_profile("untimed", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 

@@ -1,4 +1,4 @@
-"""SGLang's own parser of launch options as a process: a JSON list of words a line in, what it makes of them out."""
+"""SGLang's own parser of launch options as a process: a JSON list of words per line in, what it makes of them out."""
 
 from __future__ import annotations
 

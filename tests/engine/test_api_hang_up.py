@@ -13,7 +13,7 @@ from tests.engine.conftest import Api
 pytestmark = pytest.mark.anyio
 
 ENDLESS = {"prompt": "Count: ", "max_tokens": 3500, "ignore_eos": True, "temperature": 0}  # many seconds' worth
-SECONDS = 30.0  # by far more than anything here takes
+SECONDS = 30.0  # far longer than anything here takes
 
 
 async def running_requests(client: httpx.AsyncClient) -> int:

@@ -1,4 +1,4 @@
-"""The notebook runs top to bottom, and what is committed of it is a whole run without secrets."""
+"""The notebook runs top to bottom, and the committed outputs are a complete run without secrets."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ async def test_download_is_told_of_until_the_engine_ends(tmp_path: Path) -> None
     assert process.stderr is not None
     async with asyncio.timeout(40):
         assert (await process.stderr.readline()).startswith(b"starting the engine: ")
-        await asyncio.sleep(2)  # the first look, of which nothing is said, has been; the next is 10 s later
+        await asyncio.sleep(2)  # the first check, which says nothing, is over; the next is 10 s later
         (blobs / "abc.incomplete").write_bytes(b"x" * 5_000_000)
         assert (await process.stderr.readline()).startswith(b"downloading zai-org/GLM-4.7-Flash: 0.005 GB so far, ")
     process.kill()
@@ -128,7 +128,7 @@ def test_print_shows_everything_and_starts_nothing(tmp_path: Path) -> None:
 def test_wrong_configuration_ends_with_2_within_a_second(tmp_path: Path, arguments: list[str]) -> None:
     before = cpu_seconds_of_children()
     ended = run(arguments, {"DTYPE": "bf17", "MAX_N": "0", "TP_SIZE": "two"}, tmp_path)
-    assert cpu_seconds_of_children() - before < 1  # which is a second where nothing else runs
+    assert cpu_seconds_of_children() - before < 1  # a second on an idle machine
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert len(ended.stderr.splitlines()) == 3

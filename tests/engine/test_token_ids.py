@@ -1,4 +1,4 @@
-"""Token ids that the model does not have: SGLang would die of them."""
+"""Token ids that the model does not have: they would kill SGLang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: modes, both spellings of every flag, and mistakes told in one line."""
+"""The command line: modes, both spellings of every flag, and mistakes reported in one line."""
 
 from __future__ import annotations
 

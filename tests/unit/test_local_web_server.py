@@ -16,7 +16,7 @@ from common.web_server import Bounds, WebServerError, serving
 
 pytestmark = pytest.mark.anyio
 
-SECONDS = 20.0  # by far more than anything here takes
+SECONDS = 20.0  # far longer than anything here takes
 
 
 def app_of(given_up: asyncio.Event | None = None) -> FastAPI:

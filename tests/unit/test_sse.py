@@ -61,7 +61,7 @@ def test_event_without_end_does_not_eat_memory() -> None:
 
 def test_large_event_in_small_chunks_is_framed_in_linear_time() -> None:
     framer = EventFramer()
-    for _ in range(20_000):  # 20 MB; searched anew each time, this would read 200 GB
+    for _ in range(20_000):  # 20 MB; searched again each time, this would read 200 GB
         assert framer.feed(b"x" * 1000) == b""
     assert len(framer.feed(b"\n\n")) == 20_000_002
 

@@ -157,7 +157,7 @@ async def strict() -> AsyncIterator[tuple[Platform, Worker]]:
 async def test_too_much_is_refused_and_the_jobs_beside_it_answered(strict: tuple[Platform, Worker], case: str) -> None:
     platform, worker = strict
     job_input, code, message = TOO_MUCH[case]
-    # Handed over in one batch: what cannot be read of one must not take the others along.
+    # Handed over in one batch: one that cannot be parsed must not take the others with it.
     beside, job, after = (
         platform.queue.submit(each) for each in ({"messages": HELLO}, job_input, {"messages": HELLO, "n": 4})
     )

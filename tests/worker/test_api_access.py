@@ -22,7 +22,7 @@ from scripts.worker_process import Worker, free_port, start_worker, until_api_is
 pytestmark = pytest.mark.anyio
 
 HELLO: list[Any] = [{"role": "user", "content": "Hello"}]
-SECONDS = 30.0  # by far more than anything here takes
+SECONDS = 30.0  # far longer than anything here takes
 EVENTS, EVENT_BYTES = 400, 250_000
 
 

@@ -144,7 +144,7 @@ async def test_caller_that_leaves_aborts_the_request_in_the_engine(api: Api) -> 
             await asyncio.sleep(0.05)
 
 
-# In a process of its own: importing the SDK reads its variables for good.
+# In its own process: importing the SDK reads its variables once and for all.
 ENDPOINT = """
 import json, sys, runpod
 runpod.api_key = sys.argv[1]

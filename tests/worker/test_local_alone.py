@@ -15,7 +15,7 @@ from scripts.worker_process import REPOSITORY, clean_environment, free_port
 
 pytestmark = pytest.mark.anyio
 
-SECONDS = 30.0  # by far more than anything here takes
+SECONDS = 30.0  # far longer than anything here takes
 
 # Its own program, less patient with a connection on which nothing comes.
 IMPATIENT = "from local_runpod import __main__ as program; program.HEAD_SECONDS = 2.0; program.main()"

@@ -1,4 +1,4 @@
-"""A log that nobody reads, or nobody can, is not worth a job."""
+"""A log that nobody reads, or nobody can read, must not cost a job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests that engines die of: found, failed alone, and not the worker's end."""
+"""Requests that kill engines: they are found, they fail alone, and the worker goes on."""
 
 from __future__ import annotations
 

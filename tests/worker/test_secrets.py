@@ -41,7 +41,7 @@ LONG_LINE = "x" * (32 * 1024 - 8) + HUGGING_FACE + "y" * 100 + " the end of a lo
 
 @pytest.fixture(scope="module")
 async def secretive() -> AsyncIterator[tuple[Platform, Worker]]:
-    """A worker with secrets, whose engine says them all, and its platform, which cannot be pinged."""
+    """A worker with secrets, whose engine prints them all, and its platform, which cannot be pinged."""
     says = LONG_LINE + "".join(f"<{form}>\n" for form in FORMS.values()) + "all said\n"
     environment = {
         "HF_TOKEN": HUGGING_FACE,

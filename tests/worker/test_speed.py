@@ -1,4 +1,4 @@
-"""A slip of an order of magnitude in the worker's speed fails here; finer than that is what scripts/bench is for."""
+"""A loss of an order of magnitude in the worker's speed fails here; finer than that is what scripts/bench is for."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ START = scripted_start()
 
 
 def start_child(name: str) -> None:
-    """A child that nobody asks for its end, as SGLang's parent does only now and then."""
+    """A child that nobody reaps, as SGLang's parent does only now and then."""
     subprocess.Popen([name, "-c", "import time; time.sleep(600)"], executable=sys.executable)
 
 
@@ -84,7 +84,7 @@ ORPHAN = f"import os, subprocess, sys; print(subprocess.Popen([sys.executable, '
 
 
 def start_strays() -> None:
-    """Children that no group and no session leads to: still with their parent, and without one."""
+    """Children outside the group and the session: still with their parent, and without one."""
     for environment in (None, {}):
         child = subprocess.Popen([sys.executable, "-c", SLEEP], start_new_session=True, env=environment)
         parent = subprocess.run(
@@ -249,7 +249,7 @@ async def write(writer: asyncio.StreamWriter, script: dict[str, Any], data: byte
         writer.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
         await writer.drain()
         if size < len(data):
-            await asyncio.sleep(0.001)  # so that each piece is a read of its own
+            await asyncio.sleep(0.001)  # so that each piece is a separate read
 
 
 async def send(writer: asyncio.StreamWriter, status: int, kind: str, body: bytes, drip: float = 0) -> None:
