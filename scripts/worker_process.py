@@ -31,7 +31,7 @@ SCRIPTED_ENGINE = REPOSITORY / "tests" / "scripted_engine"
 _SCRATCH = tempfile.TemporaryDirectory(prefix="worker-process-")
 atexit.register(_SCRATCH.cleanup)
 _held_ports: deque[socket.socket] = deque()
-HELD_PORTS = 50  # far more than the servers that are started at one time
+HELD_PORTS = 10  # more than the servers that are started at one time
 ANSWER_SECONDS = 30.0  # far longer than anything here takes
 
 
