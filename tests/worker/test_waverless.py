@@ -1,4 +1,4 @@
-"""The worker as it is, on an emulated Waverless: only `WAVERLESS_*` variables, and answers in the form that it takes."""
+"""The worker as it is, on an emulated Waverless: only `WAVERLESS_*` variables, and answers in its form."""
 
 from __future__ import annotations
 
