@@ -6,7 +6,8 @@ reads its `Invocation`, then hands a `Service` to `run`, as handler.py does.
 - `invocation`, `arguments`, `environment`: how the process was started, its flags, which platform it is on.
 - `modes`: worker, API or local mode, from start to exit code. `local` is the platform of API mode.
 - `job_loop`: takes jobs and delivers every answer; its parts are `taking`, `running`, `reporting`, `cancelling`.
-- `platform`: what a platform is; `runpod` and `waverless` are two. `tolerant_json` reads what they send.
+- `platform`: what a platform is; `runpod` and `waverless` are two. `tolerant_json` reads what they send, `heartbeat`
+  keeps telling them that this worker is alive.
 - `service` and `adapters`: what answers jobs, and how functions of every kind become that.
 
 RunPod's SDK is imported late: its import reads most `RUNPOD_*` variables once and for all, and takes almost two

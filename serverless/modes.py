@@ -36,7 +36,7 @@ from serverless.settings import WorkerSettings
 from serverless.signals import Stop, stop_on_signals
 
 if TYPE_CHECKING:
-    from serverless.runpod import Heart
+    from serverless.heartbeat import Heart
 
 log = logging.getLogger("worker.serverless")
 
@@ -170,7 +170,7 @@ def _run_worker(work: Work) -> int:
         log.error("a fitness check of this machine failed; see above")
         return EXIT_FAILED
     # The heartbeat starts before the engine: loading a model takes minutes, and the platform should see us alive.
-    heart = runpod.Heart()
+    heart = runpod.new_heart()
     heart.start()
     return _run_in_loop(_work(work, lambda _: _deployed_platform(work, heart)))
 

@@ -17,16 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import multiprocessing
-import os
-import signal
-import stat
-import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from functools import partial
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
@@ -40,20 +36,19 @@ from runpod.version import __version__ as VERSION
 from common.helper_process import HelperError, HelperProcess
 from common.large_json import LARGE_BYTES
 from common.parent_death import die_with_parent
+from serverless.heartbeat import Heart
 from serverless.platform import PlatformError
 from serverless.polling import LONG_POLL_SECONDS
 from serverless.service import Job
 from serverless.tolerant_json import parse_tolerantly, sift
 
-log = logging.getLogger("worker.platform")
-
 __all__ = [
     "VERSION",
     "WORKER_ID",
-    "Heart",
     "RunPodPlatform",
     "is_machine_fit",
     "jobs_in_progress",
+    "new_heart",
     "validate",
 ]
 
@@ -64,10 +59,6 @@ POLL_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=30.0)
 
 # The session's own limit is 600 s; it is better to retry a post that hangs.
 POST_TIMEOUT = aiohttp.ClientTimeout(60)
-
-# From the end of one heartbeat process to the start of the next.
-HEART_PAUSE_SECONDS = 1.0
-JOIN_SECONDS = 1.0
 
 # The heartbeat reports the jobs in progress every few seconds (rp_ping.py); it learns of changes after this delay. The
 # SDK itself lists all jobs again whenever one begins or ends.
@@ -248,81 +239,16 @@ def jobs_in_progress() -> int:
     return len(JobsProgress())
 
 
-class Heart:
-    """Reports to the platform that this worker is alive, from a separate process that ends with this one.
-
-    With the SDK's own start_ping, the heartbeat of a killed worker would go on, and one that stops would go unnoticed.
-    Here a keeper process, forked before this process has connections, restarts the heartbeat whenever it dies; the
-    worker itself restarts the keeper.
-    """
-
-    def __init__(self) -> None:
-        self._keeper: multiprocessing.Process | None = None
-
-    def start(self) -> None:
-        """Start the heartbeat, if the platform wants one."""
-        if os.environ.get("RUNPOD_WEBHOOK_PING"):
-            self._keeper = multiprocessing.Process(target=_keep_beating, args=(_mirror,), name="heartbeat", daemon=True)
-            self._keeper.start()
-
-    async def keep(self) -> None:
-        """Restart the keeper whenever it ends, until cancelled."""
-        while self._keeper is not None:
-            await _ended(self._keeper)
-            log.error("the heartbeat has stopped (code %s); it is started again", self._keeper.exitcode)
-            await asyncio.sleep(HEART_PAUSE_SECONDS)
-            try:
-                self.start()
-            except OSError as error:
-                log.error("this worker has no heartbeat, and the platform may think it is dead: %s", error.strerror)
+def new_heart() -> Heart:
+    """A heart that pings the platform as the SDK does, and tells it of the jobs in progress."""
+    return Heart(partial(_beat, _mirror))
 
 
-async def _ended(process: multiprocessing.Process) -> None:
-    """Return when a child has ended."""
-    ended, loop = asyncio.Event(), asyncio.get_running_loop()
-    loop.add_reader(process.sentinel, ended.set)
-    try:
-        await ended.wait()
-    finally:
-        loop.remove_reader(process.sentinel)
-    process.join(JOIN_SECONDS)
-
-
-def _keep_beating(mirror: Any) -> None:
-    """In the keeper: fork the heartbeat, wait for it to end, and repeat."""
-    die_with_parent()
-    _close_sockets()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C reaches the whole group; the worker decides
-    while True:
-        beat = os.fork()
-        if beat == 0:
-            _beat(mirror)
-        _, status = os.waitpid(beat, 0)
-        how = os.waitstatus_to_exitcode(status)
-        os.write(2, f"the heartbeat's process ended with code {how}; it is started again\n".encode())
-        time.sleep(HEART_PAUSE_SECONDS)
-
-
-def _close_sockets() -> None:
-    """A restarted keeper is forked from a process with connections, which could not close while they are open here.
-
-    Pipes stay open: when one of them closes, the worker knows that this process has ended (`Process.sentinel`).
-    """
-    for descriptor in map(int, os.listdir("/proc/self/fd")):
-        with suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                os.close(descriptor)
-
-
-def _beat(mirror: Any) -> NoReturn:
-    """In the heartbeat's own process: the SDK's loop of pings."""
+def _beat(mirror: Any) -> None:
+    """In the heartbeat's own process: the SDK's loop of pings, which does not end."""
     from runpod.serverless.modules.rp_ping import Heartbeat
 
-    die_with_parent()
-    try:
-        Heartbeat.process_loop(mirror)
-    finally:
-        os._exit(1)
+    Heartbeat.process_loop(mirror)
 
 
 def is_machine_fit() -> bool:

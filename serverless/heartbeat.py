@@ -1,0 +1,101 @@
+"""The heartbeat's processes: it is restarted when it dies, and ends with the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import multiprocessing
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+from common.parent_death import die_with_parent
+
+log = logging.getLogger("worker.platform")
+
+# From the end of one heartbeat process to the start of the next.
+PAUSE_SECONDS = 1.0
+JOIN_SECONDS = 1.0
+
+
+class Heart:
+    """Reports to the platform that this worker is alive, from a separate process that ends with this one.
+
+    With the SDK's own start_ping, the heartbeat of a killed worker would go on, and one that stops would go unnoticed.
+    Here a keeper process, forked before this process has connections, restarts the heartbeat whenever it dies; the
+    worker itself restarts the keeper.
+    """
+
+    def __init__(self, beat: Callable[[], None]) -> None:
+        """beat: pings the platform for ever; it is called in the heartbeat's own process."""
+        self._beat = beat
+        self._keeper: multiprocessing.Process | None = None
+
+    def start(self) -> None:
+        """Start the heartbeat, if the platform wants one."""
+        if os.environ.get("RUNPOD_WEBHOOK_PING"):
+            self._keeper = multiprocessing.Process(
+                target=_keep_beating, args=(self._beat,), name="heartbeat", daemon=True
+            )
+            self._keeper.start()
+
+    async def keep(self) -> None:
+        """Restart the keeper whenever it ends, until cancelled."""
+        while self._keeper is not None:
+            await _ended(self._keeper)
+            log.error("the heartbeat has stopped (code %s); it is started again", self._keeper.exitcode)
+            await asyncio.sleep(PAUSE_SECONDS)
+            try:
+                self.start()
+            except OSError as error:
+                log.error("this worker has no heartbeat, and the platform may think it is dead: %s", error.strerror)
+
+
+async def _ended(process: multiprocessing.Process) -> None:
+    """Return when a child has ended."""
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_reader(process.sentinel, ended.set)
+    try:
+        await ended.wait()
+    finally:
+        loop.remove_reader(process.sentinel)
+    process.join(JOIN_SECONDS)
+
+
+def _keep_beating(beat: Callable[[], None]) -> None:
+    """In the keeper: fork the heartbeat, wait for it to end, and repeat."""
+    die_with_parent()
+    _close_sockets()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C reaches the whole group; the worker decides
+    while True:
+        heartbeat = os.fork()
+        if heartbeat == 0:
+            _beat_to_the_end(beat)
+        _, status = os.waitpid(heartbeat, 0)
+        how = os.waitstatus_to_exitcode(status)
+        os.write(2, f"the heartbeat's process ended with code {how}; it is started again\n".encode())
+        time.sleep(PAUSE_SECONDS)
+
+
+def _close_sockets() -> None:
+    """A restarted keeper is forked from a process with connections, which could not close while they are open here.
+
+    Pipes stay open: when one of them closes, the worker knows that this process has ended (`Process.sentinel`).
+    """
+    for descriptor in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+
+
+def _beat_to_the_end(beat: Callable[[], None]) -> NoReturn:
+    """In the heartbeat's own process."""
+    die_with_parent()
+    try:
+        beat()
+    finally:
+        os._exit(1)
