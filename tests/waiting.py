@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 ENOUGH_SECONDS = 30.0  # far above what anything here takes, on a busy machine too
 
+START_SECONDS = 400.0  # of a real SGLang, which takes half a minute on an idle machine
+
 
 async def until(is_true: Callable[[], object], seconds: float = ENOUGH_SECONDS) -> None:
     """Return as soon as it is true. Raises TimeoutError."""

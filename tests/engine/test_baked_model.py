@@ -18,6 +18,7 @@ from embedded.environment import MODEL_FOLDER, engine_environment
 from scripts.worker_process import REPOSITORY, start_worker
 from sglang_engine.hub import find_model
 from tests.hub import Hub
+from tests.waiting import START_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -75,7 +76,7 @@ async def test_baked_model_is_whole_and_served_offline(tmp_path: Path, hub: tupl
     environment = engine_environment({}) | {"MODEL_NAME": MODEL, "HF_HUB_CACHE": str(cache), "HF_ENDPOINT": url}
     environment.pop("HF_HUB_OFFLINE")
     worker = await start_worker(None, environment, arguments=("--test_input", JOB), stdout=subprocess.PIPE)
-    output, _ = await asyncio.wait_for(worker.process.communicate(), 180)
+    output, _ = await asyncio.wait_for(worker.process.communicate(), START_SECONDS)
     assert worker.process.returncode == 0, worker.log
     message = json.loads(output)["output"][0]["choices"][0]["message"]
     assert message["content"] == conversation("greeting_without_thinking").content
@@ -92,4 +93,4 @@ async def test_build_fails_without_the_weights(tmp_path: Path) -> None:
     async with serving(Hub(MODEL, source).app(), "127.0.0.1", 0) as port:
         built = await asyncio.to_thread(bake, tmp_path, f"http://127.0.0.1:{port}")
     assert built.returncode == 1
-    assert f"{MODEL} (main) is not in " in built.stderr
+    assert f"{MODEL} (main) is not complete in " in built.stderr

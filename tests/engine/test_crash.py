@@ -13,6 +13,7 @@ from local_runpod import JobState
 from scripts.worker_process import Platform, Worker
 from sglang_engine.posix import is_alive, name_of
 from tests.answers import error_of, events_of
+from tests.waiting import START_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -38,7 +39,7 @@ async def test_killed_scheduler_under_load_loses_no_job(platform: Platform, work
     # Asked while SGLang is down, and before: all of them are answered by the next one.
     greeting = conversation("greeting_without_thinking")
     asked = [platform.queue.submit(each.request()) for each in CONVERSATIONS]
-    answer = await platform.answer(greeting.request(), timeout_seconds=180)
+    answer = await platform.answer(greeting.request(), timeout_seconds=START_SECONDS)
     assert answer.output[0]["choices"][0]["message"]["content"] == greeting.content
     for job in [*asked, *waiting]:
         assert (await job.finished(60)).state is JobState.COMPLETED, job.error

@@ -75,7 +75,7 @@ async def test_engine_logs_no_prompt_not_even_of_a_bad_request(platform: Platfor
 
 async def test_unknown_model_card_is_told(platform: Platform, worker: Worker) -> None:
     error = error_of(await platform.answer({"openai_route": "/v1/models/gpt-5"}))
-    assert (error["code"], error["param"]) == (404, "model")
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
     assert "does not exist" in error["message"]
 
 

@@ -17,7 +17,7 @@ from embedded.environment import MODEL_FOLDER, engine_environment
 from scripts.worker_process import Worker, start_worker
 from sglang_engine.hub import find_model
 from tests.hub import Hub
-from tests.waiting import until
+from tests.waiting import START_SECONDS, until
 
 pytestmark = pytest.mark.anyio
 
@@ -50,7 +50,9 @@ async def test_download_that_broke_off_is_completed_and_what_was_whole_is_kept(
     source, url = hub
     source.holds_back = "model.safetensors"
     worker = await start(tmp_path, url)
-    await until(lambda: "model.safetensors" in source.downloads() or worker.process.returncode is not None, 180)
+    await until(
+        lambda: "model.safetensors" in source.downloads() or worker.process.returncode is not None, START_SECONDS
+    )
     await until(lambda: "downloading tiny/glm: " in worker.log or worker.process.returncode is not None)
     assert worker.process.returncode is None, worker.log
     first = source.downloads()
@@ -62,7 +64,7 @@ async def test_download_that_broke_off_is_completed_and_what_was_whole_is_kept(
     source.holds_back = ""
     source.requests.clear()
     worker = await start(tmp_path, url)
-    output, _ = await asyncio.wait_for(worker.process.communicate(), 180)
+    output, _ = await asyncio.wait_for(worker.process.communicate(), START_SECONDS)
     assert worker.process.returncode == 0, worker.log
     message = json.loads(output)["output"][0]["choices"][0]["message"]
     assert message["content"] == conversation("greeting_without_thinking").content

@@ -13,6 +13,7 @@ from embedded.environment import engine_environment
 from local_runpod import JobState
 from scripts.worker_process import running_platform, running_worker
 from sglang_engine.posix import is_alive, name_of
+from tests.waiting import START_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -27,7 +28,7 @@ async def test_stopped_scheduler_is_noticed_and_a_busy_one_left_alone() -> None:
     }
     async with (
         running_platform() as platform,
-        running_worker(platform, engine_environment({}) | environment, start_seconds=180) as worker,
+        running_worker(platform, engine_environment({}) | environment, start_seconds=START_SECONDS) as worker,
     ):
         # Unstreamed, this is silent for longer than the time-out, while the scheduler works.
         before = worker.engine_pids()
@@ -40,7 +41,7 @@ async def test_stopped_scheduler_is_noticed_and_a_busy_one_left_alone() -> None:
         async with httpx.AsyncClient(trust_env=False) as client:
             assert (await client.get(f"{worker.engine_url}/health")).status_code == 200, "the server sees nothing"
         greeting = conversation("greeting_without_thinking")
-        job = await platform.answer(greeting.request(), timeout_seconds=180)
+        job = await platform.answer(greeting.request(), timeout_seconds=START_SECONDS)
         assert job.state is JobState.COMPLETED, job.error
         assert job.output[0]["choices"][0]["message"]["content"] == greeting.content
         assert "and answers on /health, but its scheduler does not on /health_generate" in worker.log

@@ -16,6 +16,7 @@ import pytest
 from embedded.conversations import conversation
 from embedded.environment import engine_environment
 from scripts.worker_process import REPOSITORY, SCRIPTED_ENGINE, clean_environment, free_port
+from tests.waiting import START_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -55,7 +56,7 @@ async def test_real_sglang_serves_and_ends_as_the_signal_says(tmp_path: Path) ->
 
 
 async def until_ready(client: httpx.AsyncClient, process: subprocess.Popen[bytes]) -> None:
-    async with asyncio.timeout(120):
+    async with asyncio.timeout(START_SECONDS):
         while True:
             assert process.poll() is None
             try:

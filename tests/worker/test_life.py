@@ -62,10 +62,10 @@ async def test_unfit_machine_ends_the_worker_before_the_engine_starts(platform: 
 async def test_engine_that_exits_while_starting_ends_the_worker_at_once(
     platform: Platform, code: int, cause: str
 ) -> None:
-    began = time.monotonic()
     worker = await start_worker(platform, engine={"exit_code": code})
     assert await worker.exit_code() == 1
-    assert time.monotonic() - began < 10
+    [started_at] = worker.engine_starts()
+    assert time.time() - started_at < 10
     assert f"while starting, the engine exited with code {code}" in worker.log
     assert cause in worker.log
     assert "Traceback" not in worker.log
