@@ -95,7 +95,7 @@ class Worker:
         return seen
 
     async def ask_engine(self) -> dict[str, Any]:
-        async with httpx.AsyncClient(trust_env=False) as client:
+        async with httpx.AsyncClient(timeout=ANSWER_SECONDS, trust_env=False) as client:
             answer: dict[str, Any] = (await client.get(f"{self.engine_url}/requests")).json()
             return answer
 
@@ -225,7 +225,7 @@ async def until_api_is_ready(
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with httpx.AsyncClient(base_url=url, headers=headers, trust_env=False) as client, asyncio.timeout(seconds):
         while True:
-            with suppress(httpx.ConnectError):
+            with suppress(httpx.TransportError):
                 if (await client.get("/health")).json()["workers"]["ready"]:
                     return
             if worker.process.returncode is not None:
