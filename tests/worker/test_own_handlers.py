@@ -15,7 +15,15 @@ import pytest
 import serverless
 from common.web_server import serving
 from local_runpod import JobState
-from scripts.worker_process import REPOSITORY, Platform, Worker, free_port, running_platform, start_worker
+from scripts.worker_process import (
+    REPOSITORY,
+    SCRIPTED_ENGINE,
+    Platform,
+    Worker,
+    free_port,
+    running_platform,
+    start_worker,
+)
 from tests.worker.waverless import Waverless
 
 pytestmark = pytest.mark.anyio
@@ -33,7 +41,11 @@ KINDS = [
 
 
 async def start(handler: str, *arguments: str, **more: Any) -> Worker:
-    environment = {"OWN_HANDLER": handler, "PYTHONPATH": str(REPOSITORY), **more.pop("environment", {})}
+    environment = {
+        "OWN_HANDLER": handler,
+        "PYTHONPATH": f"{SCRIPTED_ENGINE}:{REPOSITORY}",
+        **more.pop("environment", {}),
+    }
     return await start_worker(more.pop("platform", None), environment, arguments=arguments, program=PROGRAM, **more)
 
 
