@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import AbstractAsyncContextManager, aclosing
+from contextlib import aclosing, asynccontextmanager
 from functools import lru_cache
 from http import HTTPStatus
 
@@ -132,12 +132,20 @@ class Upstream:
             ) from None
         return b"".join(pieces)
 
-    def _send(self, request: UpstreamRequest) -> AbstractAsyncContextManager[httpx.Response]:
+    @asynccontextmanager
+    async def _send(self, request: UpstreamRequest) -> AsyncGenerator[httpx.Response, None]:
         headers = {"Content-Type": "application/json"} if request.body else {}
         url = self._url(request.path)
         if request.query:
             url = url.copy_with(query=request.query.encode())
-        return self._client.stream(request.method, url, content=request.body, headers=headers)
+        async with self._client.stream(request.method, url, content=request.body, headers=headers) as answer:
+            try:
+                yield answer
+            finally:
+                await answer.aclose()
+                # httpx's response and its stream hold each other, and with them the request's body, which may be 20 MB:
+                # it would stay until the garbage collector comes by.
+                answer.stream = httpx.ByteStream(b"")
 
 
 async def _died_of_its_engine(error: Exception, exchange: Exchange) -> bool:
