@@ -35,6 +35,12 @@ HELD_PORTS = 10  # more than the servers that are started at one time
 ANSWER_SECONDS = 30.0  # far longer than anything here takes
 
 
+@atexit.register
+def _let_go_of_ports() -> None:
+    while _held_ports:
+        _held_ports.pop().close()
+
+
 class WorkerError(Exception):
     """The worker did not start properly; the text is its log."""
 
