@@ -88,6 +88,7 @@ async def soak(seconds: float) -> int:
             warming, soaking, away = (each / 60 for each in (WARM_UP_SECONDS, seconds, OUTAGE_SECONDS))
             print(f"warming up for {warming:g} minutes, soaking for {soaking:g}, an outage of {away:g} in between")
             sys.stdout.flush()
+            await platform.answer(NINETEEN_MEGABYTES, JOB_SECONDS)  # the first one starts what reads the others
             await disturbed_load(platform, worker, warm_up, WARM_UP_SECONDS)
             before = Resources.of(worker)
             outage = asyncio.create_task(an_outage(platform, counts, after_seconds=seconds / 2))

@@ -24,6 +24,7 @@ import uvloop
 from common.descriptors import raise_descriptor_limit
 from common.errors import JobError, StartError, UnavailableError
 from common.logs import set_log_level
+from common.memory import give_back_large_blocks
 from common.tasks import cancel, reason_of_end
 from common.web_server import PortInUseError, WebServerError, serving
 from serverless.arguments import Arguments
@@ -78,6 +79,7 @@ def run(
     os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK logs at DEBUG and prints every output
     set_log_level(settings.log_level)
     raise_descriptor_limit()
+    give_back_large_blocks()
     concurrency = arguments.api_concurrency or concurrency
     work = Work(
         lifespan=lifespan,

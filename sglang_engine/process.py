@@ -30,7 +30,7 @@ log = logging.getLogger("worker.engine")
 # is finished before it is told, so this deadline can be short.
 STOP_TIMEOUT_SECONDS = 1.5
 # SIGKILL leaves a process no choice, but the kernel may take a while to free its GPU memory.
-KILL_TIMEOUT_SECONDS = 5.0
+KILL_TIMEOUT_SECONDS = 10.0
 POLL_SECONDS = 0.1
 WARM_PROBE_SECONDS = 1.0  # the answer costs the engine nothing; if it takes longer, it is not ready
 WAIT_LOG_SECONDS = 30.0
