@@ -1,7 +1,7 @@
 """Everything that touches RunPod's SDK; the only file that imports it.
 
 Importing it reads most `RUNPOD_*` variables once and for all. These are the parts of the SDK's internals (runpod
-1.12.0) that are used here; none of them is guaranteed to stay (tests/unit/test_sdk_pieces.py checks each):
+1.12.0) that are used here; none of them is guaranteed to stay (tests/parts/test_sdk_pieces.py checks each):
 
 runpod.http_client                           AsyncClientSession: the session with the worker's credentials
 runpod.serverless.modules.rp_fitness         run_fitness_checks

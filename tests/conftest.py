@@ -38,7 +38,7 @@ def group_of(node_id: str) -> str:
 def place_of(item: pytest.Item) -> tuple[int, bool]:
     """A test's place in the order: long groups first, and unit tests last, to fill what is left."""
     group = group_of(item.nodeid)
-    return FIRST.index(group) if group in FIRST else len(FIRST), group.startswith("unit/")
+    return FIRST.index(group) if group in FIRST else len(FIRST), group.startswith(("unit/", "parts/"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

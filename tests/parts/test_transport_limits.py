@@ -16,7 +16,7 @@ import pytest
 from common.descriptors import RESERVED, connections_allowed, lacks_descriptors, raise_descriptor_limit
 from sglang_engine import transport
 from sglang_engine.transport import EngineTransport
-from tests.unit.test_transport import CHUNKED, OK, Peer, talking_to
+from tests.parts.test_transport import CHUNKED, OK, Peer, talking_to
 from tests.waiting import turns_of_the_loop, until
 
 pytestmark = pytest.mark.anyio
