@@ -31,6 +31,7 @@ from sglang_engine.settings import EngineSettings
 from sglang_engine.supervisor import State, Supervisor
 from sglang_engine.suspects import Ticket
 from tests.answers import error_of, events_of
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -69,7 +70,8 @@ async def test_hung_scheduler_behind_a_living_server_is_noticed(platform: Platfo
     async with running_worker(platform, environment, engine=[{"scheduler_hangs": 0.5}, {}]) as worker:
         job = await platform.answer(STUCK_AT_FIRST)
         assert job.state is JobState.COMPLETED, "sent again to the next engine"
-        assert "the engine sent nothing for 1 s (REQUEST_TIMEOUT_SECONDS) and answers on /health" in worker.log
+        reason = "the engine sent nothing for 1 s (REQUEST_TIMEOUT_SECONDS) and answers on /health"
+        await until(lambda: reason in worker.log)
         assert "but its scheduler does not on /health_generate" in worker.log
         assert len(worker.engine_starts()) == 2
 

@@ -34,7 +34,7 @@ async def test_poisoned_requests_fail_alone_and_the_worker_goes_on(platform: Pla
             poison = platform.queue.submit(POISON)
             error = error_of(await poison.finished(60))
             assert "the job is the likely cause" in error["message"]
-            assert f"job {poison.id}: " in worker.log
+            await until(lambda id_=poison.id: f"job {id_}: " in worker.log)  # type: ignore[misc]
             assert [(await job.finished(60)).state for job in innocent] == [JobState.COMPLETED] * 3
         assert (await platform.answer({"messages": HELLO})).state is JobState.COMPLETED
     assert worker.process.returncode == 0

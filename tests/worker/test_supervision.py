@@ -72,6 +72,7 @@ async def test_death_is_noticed_within_100_ms(supervisor: Supervisor, which: str
         await supervisor.wait_for_loss(life)
         noticed_after.append(time.monotonic() - began)
         assert supervisor.state is State.RESTARTING
+    await supervisor.wait_until_ready()  # a start that is broken off leaves a process behind that nobody waits for
     assert statistics.median(noticed_after) < 0.1, noticed_after
 
 
@@ -137,7 +138,7 @@ async def test_dead_scheduler_is_a_dead_engine(platform: Platform) -> None:
         os.kill(scheduler, signal.SIGKILL)
         assert (await job.finished(20)).state is JobState.COMPLETED
         assert not any(map(is_alive, before))
-        assert "the engine's process sglang::scheduler_TP0 was killed by SIGKILL" in worker.log
+        await until(lambda: "the engine's process sglang::scheduler_TP0 was killed by SIGKILL" in worker.log)
 
 
 async def test_engine_that_dies_too_often_fails_the_jobs_and_ends_the_worker(platform: Platform) -> None:
