@@ -17,19 +17,37 @@ from gateway.routes import (
     takes_post_without_body,
 )
 from gateway.settings import DEFAULT_LIMITS, Limits
+from gateway.shorthand import as_chat, is_shorthand
 
 ACCEPTED = (
-    'Accepted are {"openai_route": "/v1/…", "openai_input": {…}}, {"messages": [{"role": …, "content": …}], …} and '
-    '{"text": "…", "sampling_params": {…}} (or "input_ids" in place of "text")'
+    'Accepted are {"openai_route": "/v1/…", "openai_input": {…}}, {"messages": [{"role": …, "content": …}], …}, '
+    '{"prompt": "…"} as a chat of one message, and {"text": "…", "sampling_params": {…}} (or "input_ids" in place of '
+    '"text")'
 )
 
-# Fields of the other two patterns; next to `openai_route` they would be ignored, which cannot be what the client meant.
-_REQUEST_FIELDS = ("messages", "text", "input_ids", "sampling_params", "model", "stream")
+# The fields that say which pattern an input is.
+_PATTERNS = ("openai_route", "route", "messages", "prompt", "text", "input_ids")
+# Fields of the other patterns; next to a route they would be ignored, which cannot be what the client meant.
+_REQUEST_FIELDS = ("messages", "prompt", "text", "input_ids", "sampling_params", "model", "stream")
 
 METHODS = ("GET", "POST", "PUT", "DELETE")
 
 # What SGLang's own models accept as true and false besides the real ones (pydantic's lax mode).
 _TRUE, _FALSE = ("true", "t", "yes", "y", "on", "1"), ("false", "f", "no", "n", "off", "0")
+
+
+@dataclass(frozen=True)
+class _RouteFields:
+    """The names of the fields in an input that names a route."""
+
+    route: str
+    body: str
+    method: str
+    query: str
+
+
+_OPENAI = _RouteFields("openai_route", "openai_input", "openai_method", "openai_query")
+_WORKER_VLLM = _RouteFields("route", "body", "method", "query")
 
 
 @dataclass(frozen=True)
@@ -80,10 +98,11 @@ def path_of(job_input: Any) -> str | None:
     """The path on the engine that a job's input asks for; None if it asks for none."""
     if not isinstance(job_input, dict):
         return None
-    if "openai_route" in job_input:
-        route = job_input["openai_route"]
-        return f"/{route.lstrip('/')}" if isinstance(route, str) else None
-    return CHAT_PATH if "messages" in job_input else GENERATE_PATH
+    for field in (_OPENAI.route, _WORKER_VLLM.route):
+        if field in job_input:
+            route = job_input[field]
+            return f"/{route.lstrip('/')}" if isinstance(route, str) else None
+    return CHAT_PATH if "messages" in job_input or "prompt" in job_input else GENERATE_PATH
 
 
 def unstreamed(request: UpstreamRequest) -> UpstreamRequest:
@@ -97,47 +116,56 @@ def unstreamed(request: UpstreamRequest) -> UpstreamRequest:
 def _request(job_input: Any, model: str, limits: Limits, allowed_routes: frozenset[str]) -> UpstreamRequest:
     if not isinstance(job_input, dict):
         raise InvalidInputError(f"'input' must be a JSON object, not {_kind(job_input)}", param="input")
-    given = [key for key in ("openai_route", "messages", "text", "input_ids") if key in job_input]
+    given = [key for key in _PATTERNS if key in job_input]
     if not given:
-        if "openai_input" in job_input:
-            raise InvalidInputError("'openai_input' needs an 'openai_route'", param="openai_route")
+        for fields in (_OPENAI, _WORKER_VLLM):
+            if fields.body in job_input:
+                raise InvalidInputError(f"'{fields.body}' needs {_a(fields.route)}", param=fields.route)
         raise InvalidInputError("no request in 'input'", param="input")
-    if "openai_route" in given:
-        return _openai_request(job_input, limits, allowed_routes)
+    if given[0] in ("openai_route", "route"):
+        return _route_request(
+            job_input, _OPENAI if given[0] == "openai_route" else _WORKER_VLLM, limits, allowed_routes
+        )
     if len(given) > 1:
         raise InvalidInputError(f"only one of {_names(given)} can be given", param=given[1])
     if "openai_input" in job_input:
         raise InvalidInputError(f"'openai_input' goes with 'openai_route', not with '{given[0]}'", param="openai_input")
-    if given == ["messages"]:
-        return _chat_request(job_input, model, limits)
+    if given[0] in ("messages", "prompt"):
+        return _chat_request(as_chat(job_input) if is_shorthand(job_input) else job_input, model, limits)
     return _generate_request(job_input, limits)
 
 
-def _openai_request(job_input: dict[str, Any], limits: Limits, allowed_routes: frozenset[str]) -> UpstreamRequest:
+def _route_request(
+    job_input: dict[str, Any], fields: _RouteFields, limits: Limits, allowed_routes: frozenset[str]
+) -> UpstreamRequest:
     stray = [key for key in _REQUEST_FIELDS if key in job_input]
     if stray:
-        raise InvalidInputError(f"with 'openai_route', put {_names(stray)} inside 'openai_input'", param=stray[0])
-    path = open_path(job_input["openai_route"], allowed_routes)
-    body = job_input.get("openai_input")
+        raise InvalidInputError(f"with '{fields.route}', put {_names(stray)} inside '{fields.body}'", param=stray[0])
+    if fields is _OPENAI and "route" in job_input:
+        raise InvalidInputError("only one of 'openai_route', 'route' can be given", param="route")
+    path = open_path(job_input[fields.route], allowed_routes, field=fields.route)
+    body = job_input.get(fields.body)
     if body is not None and not isinstance(body, dict):
-        raise InvalidInputError(f"'openai_input' must be a JSON object, not {_kind(body)}", param="openai_input")
-    method = _method(job_input, path, body)
-    query = checked_query(job_input.get("openai_query"))
+        raise InvalidInputError(f"'{fields.body}' must be a JSON object, not {_kind(body)}", param=fields.body)
+    method = job_input.get(fields.method)
+    if fields is _WORKER_VLLM and isinstance(method, str):
+        method = method.upper()  # as there
+    method = _method(method, path, body, field=fields.method)
+    query = checked_query(job_input.get(fields.query), field=fields.query)
     if method == "GET" or body is None:
         return UpstreamRequest(method, path, query=query)
     return replace(_post(path, body, limits), method=method, query=query)
 
 
-def _method(job_input: dict[str, Any], path: str, body: dict[str, Any] | None) -> str:
-    """The method: `openai_method` if given, else it depends on the body.
+def _method(method: Any, path: str, body: dict[str, Any] | None, *, field: str) -> str:
+    """The method: the one given, else it depends on the body.
 
     A job without a body is a GET. `{}` may be a POST's body, but it is also what RunPod sends for a GET: it counts as a
     GET on the routes where SGLang answers GETs, and as a POST's body everywhere else.
     """
-    method = job_input.get("openai_method")
     if method is not None:
         if method not in METHODS:
-            raise InvalidInputError(f"'openai_method' must be one of {', '.join(METHODS)}", param="openai_method")
+            raise InvalidInputError(f"'{field}' must be one of {', '.join(METHODS)}", param=field)
         return str(method)
     if body:
         return "POST"
@@ -256,6 +284,10 @@ def _is_token_ids(value: Any) -> bool:
         return False
     prompts = value if all(isinstance(item, list) for item in value) else [value]
     return all(prompt and all(type(token) is int for token in prompt) for prompt in prompts)
+
+
+def _a(field: str) -> str:
+    return f"{'an' if field[0] in 'aeiou' else 'a'} '{field}'"
 
 
 def _names(keys: list[str]) -> str:

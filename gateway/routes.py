@@ -59,39 +59,36 @@ def takes_post_without_body(path: str) -> bool:
     return _POST_WITHOUT_BODY.fullmatch(path) is not None
 
 
-def checked_query(query: object) -> str:
-    """The query in a job's `openai_query`, without its question mark; empty if there is none.
+def checked_query(query: object, *, field: str = "openai_query") -> str:
+    """The query that a job's input gives in `field`, without its question mark; empty if there is none.
 
     Raises InvalidInputError for anything that is not a URL's query.
     """
     if query is None:
         return ""
     if not isinstance(query, str) or not _QUERY.fullmatch(query):
-        raise InvalidInputError("'openai_query' must be the query of a URL, such as 'limit=5'", param="openai_query")
+        raise InvalidInputError(f"'{field}' must be the query of a URL, such as 'limit=5'", param=field)
     return query
 
 
-def open_path(route: object, allowed: frozenset[str] = frozenset()) -> str:
-    """The path that a job's `openai_route` names, with its leading slash; it is sent exactly as returned.
+def open_path(route: object, allowed: frozenset[str] = frozenset(), *, field: str = "openai_route") -> str:
+    """The path that a job's input names in `field`, with its leading slash; it is sent exactly as returned.
 
     `allowed` are exact paths that are open besides the usual ones. Raises InvalidInputError for anything but a plain
     path, RouteNotAllowedError for one that is not open.
     """
     if not isinstance(route, str) or not route:
-        raise InvalidInputError(
-            "'openai_route' must be a path such as '/v1/chat/completions', as a string", param="openai_route"
-        )
+        raise InvalidInputError(f"'{field}' must be a path such as '/v1/chat/completions', as a string", param=field)
     path = route if route.startswith("/") else f"/{route}"
     if not is_plain_path(path):
         raise InvalidInputError(
-            f"'openai_route' must be a plain path such as '/v1/chat/completions', not {_quote(route)}",
-            param="openai_route",
+            f"'{field}' must be a plain path such as '/v1/chat/completions', not {_quote(route)}", param=field
         )
     if path not in OPEN_ROUTES and path not in allowed and not path.startswith("/v1/"):
         raise RouteNotAllowedError(
             f"the route {_quote(path)} is not open to clients; '/v1/…' and {', '.join(sorted(OPEN_ROUTES | allowed))} "
             "are (ALLOWED_ROUTES adds paths)",
-            param="openai_route",
+            param=field,
         )
     return path
 

@@ -57,7 +57,7 @@ REFUSED_INPUTS: list[tuple[Any, str, str]] = [
     (5, "input", "not a number"),
     (True, "input", "not a boolean"),
     ({}, "input", "no request in 'input'"),
-    ({"prompt": "hi"}, "input", "no request in 'input'"),
+    ({"inputs": "hi"}, "input", "no request in 'input'"),
     ({"openai_input": {"a": 1}}, "openai_route", "'openai_input' needs an 'openai_route'"),
     ({"messages": HELLO, "text": "a"}, "text", "only one of 'messages', 'text'"),
     ({"text": "a", "input_ids": [1]}, "input_ids", "only one of 'text', 'input_ids'"),
@@ -230,7 +230,21 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=12,
 )
-FIELDS = ["openai_route", "openai_input", "messages", "text", "input_ids", "sampling_params", "model", "stream", "n"]
+FIELDS = [
+    "openai_route",
+    "prompt",
+    "route",
+    "body",
+    "method",
+    "openai_input",
+    "messages",
+    "text",
+    "input_ids",
+    "sampling_params",
+    "model",
+    "stream",
+    "n",
+]
 routes = st.text(alphabet="/\\.:@?#%&;= \n\x00\t2efvV1hostcalé\u2024\uff0f", max_size=30) | st.sampled_from(
     [*BAD_ROUTES, *FORBIDDEN_ROUTES, CHAT]
 )

@@ -21,7 +21,7 @@ BAD_INPUTS: dict[str, tuple[Any, str]] = {
     "string": ("hello", "'input' must be a JSON object, not a string"),
     "array": ([], "'input' must be a JSON object, not an array"),
     "nothing in it": ({}, "no request in 'input'"),
-    "unknown fields": ({"prompt": "hi"}, "no request in 'input'"),
+    "unknown fields": ({"inputs": "hi"}, "no request in 'input'"),
     "two patterns": ({"messages": HELLO, "text": "hi"}, "only one of 'messages', 'text'"),
     "stray stream": ({"openai_route": "/v1/models", "stream": True}, "put 'stream' inside 'openai_input'"),
     "route that is not text": ({"openai_route": 5}, "'openai_route' must be a path"),
