@@ -71,7 +71,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-def built(job_input: dict[str, Any]) -> tuple[str, str, dict[str, Any] | None, bool]:
+def built(job_input: dict[str, Any]) -> tuple[str, str, Any, bool]:
     request = build_request(job_input, served_model_name="glm-4.7-flash")
     return request.method, request.path, request.body and json.loads(request.body), request.stream
 
