@@ -9,7 +9,7 @@ from common.variables import VARIABLES
 from engine import DEFAULTS, EXTRA_ARGS, OPTIONS, RESERVED, RUNPOD_NAMES
 from sglang_engine import options
 from sglang_engine.options import Kind, Option, Type
-from sglang_engine.presets import PRESETS
+from sglang_engine.presets import ALL_WEIGHTS, PRESETS
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "configuration.md"
 
@@ -106,10 +106,11 @@ def _lines() -> Iterator[str]:
     ]
     yield from _table(("preset", "card", "sets"), rows)
     yield "\nSources:\n"
+    for weights in (weights for weights in ALL_WEIGHTS if weights.sources):
+        yield f"- {weights.name} weights: " + _sources(weights.sources)
     for preset in PRESETS.values():
-        yield f"- `{preset.name}`: " + "; ".join(
-            source if name == "card" else f"`{name}`: {source}" for name, source in preset.sources.items()
-        )
+        own = {name: source for name, source in preset.sources.items() if name not in preset.weights.sources}
+        yield f"- `{preset.name}`: " + _sources(own)
     yield "\n## The worker\n"
     settings = [(_code(v.name), _code(v.default) if v.default else "", v.expected, v.meaning) for v in VARIABLES]
     yield from _table(("variable", "default", "accepted", "meaning"), settings)
@@ -125,6 +126,10 @@ def _lines() -> Iterator[str]:
     yield "Without a default here, SGLang's own applies; `python -m sglang.launch_server --help` shows it.\n"
     table = [option for option in options.load() if option.name not in RESERVED]
     yield from _table(("variable", "flag", "type", "default", "accepted"), [_row(option) for option in table])
+
+
+def _sources(sources: dict[str, str]) -> str:
+    return "; ".join(source if name == "card" else f"`{name}`: {source}" for name, source in sources.items())
 
 
 def _row(option: Option) -> tuple[str, ...]:
