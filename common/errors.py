@@ -25,6 +25,18 @@ _TYPES: dict[int, str] = {
 }
 
 
+def json_text(value: Any) -> str:
+    """JSON with its characters as they are: inside a JSON string, every escape would be doubled.
+
+    Halves of surrogate pairs, which a quoted input may contain and UTF-8 cannot, become question marks.
+    """
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
+
+
+# The values of an error's `type` that a client may see.
+OPENAI_TYPES = frozenset({*_TYPES.values(), "invalid_request_error", "server_error", "insufficient_quota"})
+
+
 class JobError(Exception):
     """An error as the client will see it; without a message, a failure of the worker itself.
 
@@ -56,8 +68,8 @@ class JobError(Exception):
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": code}}
 
     def as_json(self) -> str:
-        """The payload as JSON, in ASCII, so that no character of a quoted input can get mangled on its way."""
-        return json.dumps(self.payload())
+        """The payload as JSON that can be read where it is one string in another JSON."""
+        return json_text(self.payload())
 
 
 class UnavailableError(JobError):

@@ -6,31 +6,32 @@ that ends without such an event looks complete.
 
 from __future__ import annotations
 
-import json
+from http import HTTPStatus
 from typing import Any
 
-from common.errors import JobError
+from common.errors import OPENAI_TYPES, JobError, json_text
 
 MESSAGES_PATH = "/v1/messages"
 RESPONSES_PATH = "/v1/responses"
 
-# https://docs.anthropic.com/en/api/errors has no `server_error`.
-_ANTHROPIC_TYPES = {503: "overloaded_error"}
+# Where https://docs.anthropic.com/en/api/errors has another name than OpenAI, by status; any other 5xx is `api_error`.
+_ANTHROPIC_TYPES = {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error", 529: "overloaded_error"}
 
 
 def error_event(error: JobError, path: str | None) -> str:
     """The event. path: the route that the request went to; None if it is not known."""
     payload = error.payload()
     if path == MESSAGES_PATH:
-        if error.type == "server_error":
-            payload["error"]["type"] = _ANTHROPIC_TYPES.get(error.code, "api_error")
+        if error.type in OPENAI_TYPES:
+            usual = error.type if error.code < HTTPStatus.INTERNAL_SERVER_ERROR else "api_error"
+            payload["error"]["type"] = _ANTHROPIC_TYPES.get(error.code, usual)
         return _named({"type": "error", **payload})
     if path == RESPONSES_PATH:
         # The event of OpenAI's reference, and the field by which its SDK raises.
         flat = {"code": str(error.code), "message": error.message, "param": error.param, "sequence_number": 0}
         return _named({"type": "error", **flat, **payload})
-    return f"data: {json.dumps(payload)}\n\n"
+    return f"data: {json_text(payload)}\n\n"
 
 
 def _named(data: dict[str, Any]) -> str:
-    return f"event: error\ndata: {json.dumps(data)}\n\n"
+    return f"event: error\ndata: {json_text(data)}\n\n"

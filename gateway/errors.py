@@ -74,8 +74,9 @@ def from_response(status: int, body: bytes) -> UpstreamError:
 def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -> UpstreamError:
     """The error in a parsed body, or in an event of a stream.
 
-    `status` is the response's. If that is not an error status, as in a stream that began well, the payload's own `code`
-    counts, else 500.
+    Its type stays if it is a word as OpenAI's and Anthropic's are; SGLang also says `BadRequestError` and the like, in
+    whose place goes the type that fits the code. `status` is the response's. If that is not an error status, as in a
+    stream that began well, the payload's own `code` counts, else 500.
     """
     error = payload
     if isinstance(payload, dict):
@@ -89,7 +90,7 @@ def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -
     return UpstreamError(
         message,
         code=code,
-        kind=kind if isinstance(kind, str) else None,
+        kind=kind if isinstance(kind, str) and _TYPE.fullmatch(kind) else None,
         param=param if isinstance(param, str) else None,
         reason=reason if isinstance(reason, str) and not reason.isdecimal() else None,
     )
@@ -130,6 +131,8 @@ _FRAME = re.compile(r'\s*File "[^"]*"(, line \d+)?')
 # An absolute path of two parts or more, outside a URL; the API's own routes are not secret.
 _PATH = re.compile(r"file://\S+|(?<![\w/:.<])~?/(?!v1/)(?:[\w.@+~-]+/)+[\w.@+~-]*")
 
+
+_TYPE = re.compile(r"[a-z]+(?:_[a-z]+)*")
 
 # The status of an error that an event reports without a `code`, as Anthropic's do, if its type leaves no doubt.
 _STATUS_OF_TYPE: dict[str, int] = {

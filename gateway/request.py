@@ -19,10 +19,10 @@ from gateway.routes import (
 from gateway.settings import DEFAULT_LIMITS, Limits
 from gateway.shorthand import as_chat, is_shorthand
 
+# Without double quotes: in a job's error, which is JSON inside JSON, each would be escaped twice.
 ACCEPTED = (
-    'Accepted are {"openai_route": "/v1/…", "openai_input": {…}}, {"messages": [{"role": …, "content": …}], …}, '
-    '{"prompt": "…"} as a chat of one message, and {"text": "…", "sampling_params": {…}} (or "input_ids" in place of '
-    '"text")'
+    "Accepted are 'openai_route' with 'openai_input', 'messages' or a 'prompt' with the other fields of a chat, and "
+    "'text' or 'input_ids' with 'sampling_params'; docs/requests.md shows each"
 )
 
 # The fields that say which pattern an input is.

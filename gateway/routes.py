@@ -94,4 +94,4 @@ def open_path(route: object, allowed: frozenset[str] = frozenset(), *, field: st
 
 
 def _quote(text: str, most: int = 80) -> str:
-    return ascii(text if len(text) <= most else text[:most] + "...")
+    return repr(text if len(text) <= most else text[:most] + "...")

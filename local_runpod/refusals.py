@@ -1,7 +1,6 @@
-"""How errors are reported, in the form of the API that was called.
+"""How errors are reported: in OpenAI's form, `{"error": {"message", "type", "param", "code"}}`, on every route.
 
-OpenAI's routes answer `{"error": {"message", "type", "param", "code"}}`, Anthropic's `/v1/messages`
-`{"type": "error", "error": {"type", "message"}}`, RunPod's own routes `{"detail": message}`.
+Only Anthropic's `/v1/messages` has its own, `{"type": "error", "error": {"type", "message"}}`.
 """
 
 from __future__ import annotations
@@ -40,9 +39,8 @@ def refusal(path: str, status: int, message: str, headers: Mapping[str, str] | N
     headers = dict(headers or {})
     if status in (429, 503):
         headers.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
-    if (match := _OPENAI_ROUTE.fullmatch(path)) is None:
-        return JSONResponse({"detail": message}, status, headers)
-    return JSONResponse(in_form_of(match[1], openai_error(message, status), status), status, headers)
+    match = _OPENAI_ROUTE.fullmatch(path)
+    return JSONResponse(in_form_of(match[1] if match else path, openai_error(message, status), status), status, headers)
 
 
 def openai_error(message: str, status: int) -> dict[str, Any]:
@@ -63,12 +61,12 @@ def error_event(route: str, error: dict[str, Any], status: int) -> str:
     """An error as the last event of a route's stream."""
     body = in_form_of(route, error, status)
     if _is_anthropic(route):
-        return f"event: error\ndata: {json.dumps(body)}\n\n"
+        return f"event: error\ndata: {_json(body)}\n\n"
     if route.startswith("/v1/responses"):
         # The event of OpenAI's reference, and the field by which its SDK raises.
         flat = {"code": str(error.get("code")), "message": error.get("message"), "param": error.get("param")}
-        return f"event: error\ndata: {json.dumps({'type': 'error', **flat, 'sequence_number': 0, **body})}\n\n"
-    return f"data: {json.dumps(body)}\n\n"
+        return f"event: error\ndata: {_json({'type': 'error', **flat, 'sequence_number': 0, **body})}\n\n"
+    return f"data: {_json(body)}\n\n"
 
 
 def ends_by_itself(events: str) -> bool:
@@ -85,6 +83,10 @@ def ends_by_itself(events: str) -> bool:
     if not isinstance(payload, dict):
         return False
     return bool(payload.get("error")) or payload.get("type") in ("error", "response.failed")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace").decode()
 
 
 def _is_anthropic(route: str) -> bool:

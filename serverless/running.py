@@ -168,7 +168,7 @@ class Runner:
             return await self._answer(run)
         except asyncio.CancelledError:
             if run.is_unwanted:
-                log.info("job %s: stopped by the platform", job_id)
+                log.info("job %s: cancelled, by its client or by a time limit of the platform", job_id)
                 raise
             if self._closed is None:
                 log.error("job %s: the handler cancelled itself", job_id)

@@ -169,12 +169,19 @@ async def test_errors_have_the_form_of_the_api_that_was_called() -> None:
         assert (openai["type"], openai["code"]) == ("authentication_error", 401)
         anthropic = (await client.post("/openai/v1/messages", json={})).json()
         assert (anthropic["type"], anthropic["error"]["type"]) == ("error", "authentication_error")
-        assert set((await client.post("/run", json={})).json()) == {"detail"}
+        for path in ("/run", "/status/x", "/docs"):
+            refused = await (client.post if path == "/run" else client.get)(path)
+            assert (refused.status_code, refused.json()["error"]["type"]) == (401, "authentication_error")
         key = {"Authorization": "bearer secret"}
         bad = await client.post(
             "/openai/v1/chat/completions", content="{", headers=key | {"Content-Type": "application/json"}
         )
         assert (bad.status_code, bad.json()["error"]["type"]) == (400, "invalid_request_error")
+        bad = await client.post("/run", content="{", headers=key | {"Content-Type": "application/json"})
+        assert (bad.status_code, bad.json()["error"]["type"]) == (400, "invalid_request_error")
+        for path in ("/status/unknown", "/nothing/here"):
+            missing = await client.get(path, headers=key)
+            assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
         assert (await client.patch("/openai/v1/models", headers=key)).json()["error"]["code"] == 405
 
 

@@ -168,7 +168,7 @@ async def test_runsync_gives_the_state_so_far_when_the_wait_is_over(api: httpx.A
 @pytest.mark.parametrize("webhook", ["ftp://x", "x", 5])
 async def test_webhook_must_be_an_address(api: httpx.AsyncClient, webhook: object) -> None:
     answer = await api.post("/run", json={"input": 1, "webhook": webhook})
-    assert (answer.status_code, answer.json()["detail"]) == (400, '"webhook" must be an http or https URL')
+    assert (answer.status_code, answer.json()["error"]["message"]) == (400, '"webhook" must be an http or https URL')
 
 
 async def test_finished_job_is_posted_to_its_webhook_until_that_takes_it(queue: JobQueue) -> None:

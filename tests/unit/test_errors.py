@@ -15,7 +15,7 @@ RESPONSES: list[tuple[int, Any, tuple[str, str, str | None, int]]] = [
     (
         400,
         {"object": "error", "message": "m", "type": "BadRequestError", "param": "p", "code": 400},
-        ("m", "BadRequestError", "p", 400),
+        ("m", "invalid_request_error", "p", 400),
     ),
     (400, {"error": {"message": "m"}}, ("m", "invalid_request_error", None, 400)),
     (404, {"error": {"message": "m", "code": "model_not_found"}}, ("m", "not_found_error", None, 404)),
@@ -60,15 +60,21 @@ def test_event_of_a_stream_carries_its_own_code(payload: Any, code: int) -> None
     assert from_payload(payload, 200).code == code
 
 
+@pytest.mark.parametrize("kind", ["server_error", "insufficient_quota", "overloaded_error"])
+def test_type_that_is_a_word_as_openai_s_is_kept(kind: str) -> None:
+    assert from_payload({"error": {"message": "m", "type": kind}}, 400).type == kind
+
+
 def test_bytes_that_are_not_text_are_still_an_error_in_json() -> None:
     error = json.loads(from_response(500, b"\xff\xfe" + b"[" * 100_000).as_json())["error"]
     assert error["message"].startswith("\ufffd\ufffd[[[")
     assert error["code"] == 500
 
 
-def test_payload_has_openai_s_shape_and_is_ascii() -> None:
-    text = InvalidInputError("nö \ud800", param="text").as_json()
-    assert text.isascii()
+def test_payload_has_openai_s_shape_and_its_characters_are_not_escaped() -> None:
+    text = InvalidInputError("nö … \ud800", param="text").as_json()
+    assert "nö … ?" in text
+    assert "\\u" not in json.dumps({"error": text}, ensure_ascii=False)
     assert list(json.loads(text)["error"]) == ["message", "type", "param", "code"]
 
 

@@ -69,7 +69,7 @@ UPSTREAM_ERRORS: dict[str, tuple[int, str, dict[str, Any]]] = {
     "flat": (
         400,
         json.dumps(FLAT),
-        {"message": "bad temperature", "type": "BadRequestError", "param": "temperature", "code": 400},
+        {"message": "bad temperature", "type": "invalid_request_error", "param": "temperature", "code": 400},
     ),
     "nested": (
         400,

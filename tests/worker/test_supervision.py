@@ -278,7 +278,7 @@ async def test_job_cancelled_while_it_waits_for_the_engine_is_not_sent_again(
         kill_engine(worker)
         await until_started(worker, 2)
         platform.queue.cancel(cancelled)
-        await until(lambda: f"job {cancelled.id}: stopped by the platform" in worker.log)
+        await until(lambda: f"job {cancelled.id}: cancelled" in worker.log)
         (tmp_path / "go").touch()
         assert (await kept.finished(20)).state is JobState.COMPLETED
         assert len(await worker.engine_requests()) == 1
