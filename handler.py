@@ -24,6 +24,7 @@ from typing import NoReturn
 from dotenv import load_dotenv
 
 import serverless
+from common.errors import JobError
 from common.helper_process import HelperProcess
 from common.masking import Mask
 from common.settings import ConfigurationError
@@ -32,6 +33,7 @@ from gateway.deliver import Upstream, as_job_error, create_client
 from gateway.error_events import error_event
 from gateway.errors import make_presentable
 from gateway.intake import Intake, path_asked_for
+from gateway.request import build_request
 from gateway.response import ErrorEvent, Output
 from gateway.settings import GatewaySettings
 from serverless import Job, JobHandler, WorkerSettings
@@ -113,6 +115,29 @@ async def service(
         )
 
 
+def refusal_of(job: Job, settings: GatewaySettings, launch: Launch) -> JobError | None:
+    """What is wrong with a job's input, as far as that can be told without the engine."""
+    try:
+        build_request(
+            job.get("input"),
+            served_model_name=launch.served_model_name,
+            limits=settings.limits,
+            allowed_routes=settings.allowed_routes,
+        )
+    except JobError as error:
+        return error
+    return None
+
+
+def _check_ports(invocation: serverless.Invocation, launch: Launch) -> None:
+    """Refuse an engine's port that is the local API's own: the engine would fail minutes later."""
+    if invocation.arguments.serve_api and invocation.arguments.api_port == launch.port:
+        wrong = (
+            f"PORT={launch.port} is the port of the local API itself; the engine needs another, or --rp_api_port does"
+        )
+        invocation.refuse(ConfigurationError([wrong]))
+
+
 def main() -> NoReturn:
     """The program: serve GLM-4.7-Flash in the mode that the command line and the environment ask for."""
     load_dotenv(Path.cwd() / ".env")  # variables that are already set win
@@ -126,6 +151,7 @@ def main() -> NoReturn:
     except ConfigurationError as error:
         invocation.refuse(error)
     invocation.mask.add(launch.secrets)
+    _check_ports(invocation, launch)
     can_stream = invocation.platform.takes_streams
     serverless.run(
         invocation,
@@ -133,6 +159,7 @@ def main() -> NoReturn:
         worker_settings,
         concurrency=worker_settings.max_concurrency,
         aggregates=True,
+        check=partial(refusal_of, settings=settings, launch=launch),
     )
 
 

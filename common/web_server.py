@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
@@ -56,8 +57,12 @@ DEFAULT_BOUNDS = Bounds()
 
 
 @asynccontextmanager
-async def serving(app: Any, host: str, port: int, *, bounds: Bounds = DEFAULT_BOUNDS) -> AsyncGenerator[int, None]:
+async def serving(
+    app: Any, host: str, port: int, *, bounds: Bounds = DEFAULT_BOUNDS, port_setting: str = ""
+) -> AsyncGenerator[int, None]:
     """Serve an ASGI app for the length of this context; gives the port, which the system chooses if it is 0.
+
+    port_setting: the flag or variable that chooses the port, named if it is in use.
 
     Raises PortInUseError, and WebServerError if the server does not start or breaks later. Before leaving, release any
     requests that are still waiting for an answer.
@@ -70,7 +75,7 @@ async def serving(app: Any, host: str, port: int, *, bounds: Bounds = DEFAULT_BO
         access_log=False,
         timeout_graceful_shutdown=CLOSE_SECONDS,  # type: ignore[arg-type]
     )
-    with _listening(host, port) as listener:
+    with _listening(host, port, port_setting) as listener:
         server = _Server(config)
         running = asyncio.create_task(server.serve(sockets=[listener]))
         started = asyncio.create_task(server.has_started.wait())
@@ -234,11 +239,13 @@ class _BoundedProtocol(HttpToolsProtocol):
 
 
 @contextmanager
-def _listening(host: str, port: int) -> Generator[socket.socket, None, None]:
+def _listening(host: str, port: int, port_setting: str) -> Generator[socket.socket, None, None]:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listener = socket.create_server(address[:2], family=family, backlog=2048)
     except OSError as error:
-        raise PortInUseError(f"cannot listen on {host}:{port}: {error.strerror or error}") from None
+        hint = f"; {port_setting} chooses another port" if port_setting else ""
+        reason = os.strerror(error.errno) if error.errno else error  # asyncio's text repeats the address
+        raise PortInUseError(f"cannot listen on {host}:{port}: {reason}{hint}") from None
     with listener:
         yield listener

@@ -37,7 +37,7 @@ async def local_platform(
     app = create_app(queue, worker_key=worker_key, access=access, webhooks=webhooks)
     if not access.on_loopback and access.key is None:
         log.warning("anyone who can reach %s may use this worker; set LOCAL_API_KEY", arguments.api_host)
-    async with serving(app, arguments.api_host, arguments.api_port) as port:
+    async with serving(app, arguments.api_host, arguments.api_port, port_setting="--rp_api_port") as port:
         url = url_of(arguments.api_host, port)
         variables = worker_environment(url, worker_key=worker_key)
         os.environ.update(variables)  # the SDK reads them when it is imported

@@ -59,6 +59,7 @@ class Work:
     concurrency: Callable[[int], int]
     settings: WorkerSettings
     platform: PlatformName
+    check: Callable[[Job], JobError | None]
 
 
 def run(
@@ -69,11 +70,14 @@ def run(
     concurrency: int | Callable[[int], int],
     streams: bool = True,
     aggregates: bool = False,
+    check: Callable[[Job], JobError | None] = lambda _: None,
 ) -> NoReturn:
     """Answer jobs in the mode that the invocation asks for; ends the process.
 
     concurrency: jobs at once, or a function that takes the current number and returns the new one. streams: whether a
-    job may have several outputs, each sent as it comes. aggregates: whether these are the job's result too.
+    job may have several outputs, each sent as it comes. aggregates: whether these are the job's result too. check: what
+    is wrong with a job, as far as that can be told before the service starts; local mode asks, so as not to start it
+    for a job that will be refused.
     """
     arguments = invocation.arguments
     os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK logs at DEBUG and prints every output
@@ -89,6 +93,7 @@ def run(
         concurrency=concurrency if callable(concurrency) else lambda _: concurrency,
         settings=settings,
         platform=invocation.platform,
+        check=check,
     )
     sys.exit(_run(work, arguments))
 
@@ -127,6 +132,8 @@ def _run_in_loop(main: Coroutine[Any, Any, int]) -> int:
 
 async def _answer_one(work: Work, job: Job) -> int:
     """Answer one job; print it on standard output as the platform would report it."""
+    if (refusal := work.check(job)) is not None:
+        return _print_report({"id": job["id"], "status": "FAILED", "error": refusal.as_json()})
     outputs: list[Any] = []
     error: str | None = None
     with stop_on_signals() as stop:
@@ -190,7 +197,9 @@ async def _deployed_platform(work: Work, heart: Heart) -> AsyncGenerator[Platfor
 
             port = work.settings.waverless_health_port
             try:
-                await stack.enter_async_context(serving(health_app(), "0.0.0.0", port))
+                await stack.enter_async_context(
+                    serving(health_app(), "0.0.0.0", port, port_setting="WAVERLESS_HEALTH_PORT")
+                )
             except PortInUseError as error:
                 log.warning("no /health for Waverless, but jobs are answered: %s", error)
             yield await stack.enter_async_context(WaverlessPlatform.connect())

@@ -220,7 +220,15 @@ async def test_port_in_use_is_an_error_in_one_line(api: Api) -> None:
     worker = await start_worker(None, arguments=("--rp_serve_api", "--rp_api_port", port))
     assert await worker.exit_code() == 1
     [line] = worker.log.splitlines()
-    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in line
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; --rp_api_port chooses another port" in line
+
+
+async def test_engine_s_port_that_is_the_api_s_own_is_said_to_be_that() -> None:
+    port = str(free_port())
+    worker = await start_worker(None, {"PORT": port}, arguments=("--rp_serve_api", "--rp_api_port", port))
+    assert await worker.exit_code() == 2
+    [line] = worker.log.splitlines()
+    assert f"PORT={port} is the port of the local API itself" in line
 
 
 async def test_engine_that_does_not_start_ends_the_api() -> None:

@@ -65,10 +65,17 @@ async def test_failed_job_exits_with_1_and_the_error(tmp_path: Path, script: dic
 
 
 async def test_engine_that_does_not_start_exits_with_1_and_the_error(tmp_path: Path) -> None:
-    code, output, log = await run("--test_input", '{"input": {}}', folder=tmp_path, engine={"exit_code": 2})
+    code, output, log = await run("--test_input", json.dumps({"input": CHAT}), folder=tmp_path, engine={"exit_code": 2})
     assert code == 1
     assert "while starting, the engine exited with code 2" in json.loads(output)["error"]
     assert "while starting, the engine exited with code 2" in log
+
+
+async def test_bad_input_is_refused_before_the_engine_starts(tmp_path: Path) -> None:
+    code, output, log = await run("--test_input", '{"input": {"a": 1}}', folder=tmp_path, engine={"exit_code": 2})
+    assert code == 1
+    assert "no request in 'input'" in json.loads(output)["error"]
+    assert "engine" not in log
 
 
 @pytest.mark.parametrize(
