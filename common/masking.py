@@ -10,6 +10,7 @@ import base64
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 from urllib.parse import quote, quote_plus, unquote
 
 from common.errors import JobError
@@ -37,6 +38,14 @@ _IN_QUERY = re.compile(
     r"([?&][\w.-]*(?:key|token|secret|password|sig|signature|credential)=)([^&#\s'\"<>]+)", re.IGNORECASE
 )
 _IN_ADDRESS = re.compile(r"(://[^/\s:@'\"]*:)([^/\s@'\"]+)(?=@)")
+
+
+# The same, where name and value are a key of a JSON object and its value.
+_NAME_OF_SHORT_KEY = re.compile(r"(?:admin_)?api[_-]key|\w*password", re.IGNORECASE)
+
+
+def _is_short_key(name: str, value: object) -> bool:
+    return isinstance(value, str) and _NAME_OF_SHORT_KEY.fullmatch(name) is not None
 
 
 def is_secret_name(name: str) -> bool:
@@ -89,6 +98,14 @@ class Mask:
             return self(text)
         begun = self(text[: most + longest])
         return begun[: min(most, max(0, len(begun) - longest))]
+
+    def value(self, value: Any) -> Any:
+        """A JSON value with every text in it masked. Raises RecursionError for one that nests without end."""
+        if isinstance(value, str):
+            return self(value)
+        if isinstance(value, dict):
+            return {self(key): MASK if _is_short_key(key, inner) else self.value(inner) for key, inner in value.items()}
+        return [self.value(inner) for inner in value] if isinstance(value, list) else value
 
     def error(self, error: JobError, *, most: int) -> None:
         """Mask every text of an error, and cut each to `most` characters."""
@@ -151,27 +168,35 @@ class LineMask:
         if end and self._line:
             first = min(place for place in (data.find(b"\n"), data.find(b"\r")) if place >= 0)
             self._hold(data[:first])
-            begun, data, end = self._ended(), data[first:], end - first
+            begun, data, end = self._ended(data[first : first + 1]), data[first + 1 :], end - first - 1
         self._hold(data[end:])
-        return begun + self._mask(_decoded(data[:end]))
+        return begun + self.masked(_decoded(data[:end])) if end else begun
 
     def rest(self) -> str:
         """What is left at the end, as a line."""
-        return f"{self._ended()}\n" if self._line else ""
+        return self._ended(b"\n") if self._line else ""
+
+    def masked(self, lines: str) -> str:
+        """Whole lines, masked."""
+        return self._mask(lines)
+
+    def masked_beginning(self, line: str, left_out_bytes: int) -> str:
+        """The part that was kept of a line, masked, and a note on what was not. Half a secret may be at its end."""
+        return f"{self._mask.head(line, len(line) - 1)}… (cut: {left_out_bytes} bytes more)\n"
 
     def _hold(self, data: bytes) -> None:
         room = self.MAX_LINE_BYTES - len(self._line)
         self._line += data[:room]
         self._left_out += len(data[room:])
 
-    def _ended(self) -> str:
-        line, left_out = _decoded(bytes(self._line)), self._left_out
+    def _ended(self, end: bytes) -> str:
+        """The line that was held, which ends with this character."""
+        line, left_out = bytes(self._line), self._left_out
         self._line.clear()
         self._left_out = 0
         if not left_out:
-            return self._mask(line)
-        # The line was longer than the part that was kept, so half a secret may be at the end of it.
-        return f"{self._mask.head(line, len(line) - 1)}… (cut: {left_out} bytes more)"
+            return self.masked(_decoded(line + end))
+        return self.masked_beginning(_decoded(line), left_out)
 
 
 def _decoded(data: bytes) -> str:

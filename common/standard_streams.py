@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 
-from common.masking import LineMask, Mask
+from common.logs import LogForm, line_of, mask_for
+from common.masking import Mask
 
 MAX_BACKLOG_BYTES = 4 * 1024 * 1024  # some 40,000 lines
 FLUSH_SECONDS = 1.0  # how long the end of the process waits for a reader
@@ -26,8 +27,12 @@ _READ_BYTES = 64 * 1024  # what a pipe holds
 _NAMES = ("stdout", "stderr")
 
 
-def never_wait_for_readers(mask: Mask, names: Collection[str] = _NAMES) -> Callable[[], None]:
+def never_wait_for_readers(
+    mask: Mask, names: Collection[str] = _NAMES, *, form: LogForm = LogForm.TEXT
+) -> Callable[[], None]:
     """Redirect these streams of `sys` for the rest of the process. Call once.
+
+    form: if JSON, each line that is not a JSON object becomes one; text is passed on as it is.
 
     Returns a function that writes out everything so far, within FLUSH_SECONDS; call it last. Anything written to a
     stream that was closed from the beginning is dropped.
@@ -35,7 +40,9 @@ def never_wait_for_readers(mask: Mask, names: Collection[str] = _NAMES) -> Calla
     for descriptor, name in enumerate(_NAMES, start=1):
         if getattr(sys, name) is None:
             _open_null_device(descriptor, name)
-    ways = [_Way(descriptors, mask) for descriptors in _by_destination([_NAMES.index(name) + 1 for name in names])]
+    ways = [
+        _Way(descriptors, mask, form) for descriptors in _by_destination([_NAMES.index(name) + 1 for name in names])
+    ]
 
     def flush() -> None:
         deadline = time.monotonic() + FLUSH_SECONDS
@@ -68,10 +75,11 @@ def _by_destination(descriptors: list[int]) -> list[list[int]]:
 class _Way:
     """A pipe in place of a stream, and the two threads that carry what is written to it to the original file."""
 
-    def __init__(self, descriptors: list[int], mask: Mask) -> None:
+    def __init__(self, descriptors: list[int], mask: Mask, form: LogForm = LogForm.TEXT) -> None:
         self._process = os.getpid()
         self._mask = mask
-        self._backlog = _Backlog()
+        self._form = form
+        self._backlog = _Backlog(form)
         self._destination = os.dup(descriptors[0])
         self._source, write_end = os.pipe()
         self._stopped, self._stop = os.pipe()
@@ -98,7 +106,7 @@ class _Way:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def _read(self) -> None:
-        lines = LineMask(self._mask)
+        lines = mask_for(self._form, self._mask)
         poller = select.poll()
         poller.register(self._source, select.POLLIN)
         poller.register(self._stopped, select.POLLIN)
@@ -108,7 +116,8 @@ class _Way:
             try:
                 text = lines.feed(data)
             except Exception as error:  # whatever it is, reading must go on, or this process would block
-                text = f"… lines of this log could not be masked ({type(error).__name__}) and are left out\n"
+                what = f"… lines of this log could not be masked ({type(error).__name__}) and are left out"
+                text = _note(self._form, what)
             self._backlog.put(text.encode())
         self._backlog.put(lines.rest().encode())
         self._backlog.close()
@@ -132,7 +141,8 @@ def _write_all(descriptor: int, data: bytes) -> None:
 class _Backlog:
     """Lines on their way between two threads. If there are too many, the oldest go: the last say why it failed."""
 
-    def __init__(self) -> None:
+    def __init__(self, form: LogForm) -> None:
+        self._form = form
         self._chunks: deque[bytes] = deque()
         self._bytes = 0
         self._lost_lines = 0
@@ -171,5 +181,9 @@ class _Backlog:
             data = self._chunks.popleft()
             self._bytes -= len(data)
             lost, self._lost_lines = self._lost_lines, 0
-        note = f"… {lost} lines of this log are missing here: they came faster than they were read\n" if lost else ""
-        return note.encode() + data
+        what = f"… {lost} lines of this log are missing here: they came faster than they were read"
+        return (_note(self._form, what).encode() if lost else b"") + data
+
+
+def _note(form: LogForm, what: str) -> str:
+    return f"{line_of(form, what, level='WARN') if form is LogForm.JSON else what}\n"

@@ -118,6 +118,12 @@ VARIABLES = (
         "on loopback posts anywhere",
     ),
     variable("WAVERLESS_HEALTH_PORT", 8000, count(most=65535), "the port of `GET /health`, served on Waverless only"),
+    variable(
+        "LOG_FORMAT",
+        "",
+        word(("JSON", "TEXT")),
+        "the form of the log: `json`, one object a line, or `text`; empty: JSON on a platform, text elsewhere",
+    ),
     variable("RUNPOD_LOG_LEVEL", "INFO", word(LOG_LEVELS), "the lowest level that is logged, by the SDK's names"),
     variable("RUNPOD_DEBUG_LEVEL", "", word(LOG_LEVELS), "the older name of RUNPOD_LOG_LEVEL, which wins"),
 )

@@ -1,4 +1,7 @@
-"""sglang_options.json from SGLang's own parser, and docs/configuration.md from that. Run by scripts/update-options."""
+"""sglang_options.json and sglang_defaults.json from SGLang's own classes, and docs/configuration.md from the first.
+
+Run by scripts/update-options.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sglang_engine.engine_lines import DEFAULTS_FILE
 from sglang_engine.options import TABLE_FILE, Kind, Type, variable_name
 
 # SGLang's own argument types, by function name.
@@ -27,11 +31,11 @@ TYPES = {
 
 
 def main() -> int:
-    """Write both files, or with `--check` compare them. Returns 1 if they differ."""
+    """Write the files, or with `--check` compare them. Returns 1 if they differ."""
     parser = argparse.ArgumentParser(prog="scripts/update-options", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail if something would change")
     check: bool = parser.parse_args().check
-    same = [settle(TABLE_FILE, table_text(), check=check)]
+    same = [settle(TABLE_FILE, table_text(), check=check), settle(DEFAULTS_FILE, defaults_text(), check=check)]
 
     from scripts.configuration_docs import DOCUMENT, document  # reads the table, which must be up to date by now
 
@@ -71,6 +75,19 @@ def table_text() -> str:
 
     rows = ",\n".join("  " + json.dumps(row) for row in rows_of(sglang_parser()))
     return f'{{"sglang": {json.dumps(sglang.__version__)},\n "options": [\n{rows}\n]}}\n'
+
+
+def defaults_text() -> str:
+    """sglang_defaults.json: SGLang's default for each of its arguments, as its log shows it."""
+    import msgspec
+    from sglang.srt.server_args import ServerArgs
+
+    defaults = {
+        field.name: repr(field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory())
+        for field in msgspec.structs.fields(ServerArgs)
+        if not field.required
+    }
+    return json.dumps(defaults, indent=1) + "\n"
 
 
 def sglang_parser(parser_class: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:

@@ -6,11 +6,12 @@ import atexit
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
 from common.early_exit import exit_on_signals
-from common.logs import configure_logging
+from common.logs import LogForm, configure_logging
 from common.masking import Mask
 from common.settings import ConfigurationError
 from common.standard_streams import never_wait_for_readers
@@ -55,8 +56,20 @@ def read_invocation(argv: list[str]) -> Invocation:
     mask = Mask.from_environ(os.environ)
     answers_one = arguments.test_job is not None
     # Local mode's answer goes straight to standard output, so that all of it arrives, however slowly it is read.
-    flush = never_wait_for_readers(mask, ["stderr"] if answers_one else ["stdout", "stderr"])
+    form = log_form(os.environ, platform)
+    flush = never_wait_for_readers(mask, ["stderr"] if answers_one else ["stdout", "stderr"], form=form)
     atexit.register(flush)
     exit_on_signals(EXIT_FAILED if answers_one else EXIT_OK, last=flush)
-    configure_logging()
+    configure_logging(form)
     return Invocation(arguments, platform, mask)
+
+
+def log_form(environ: Mapping[str, str], platform: PlatformName) -> LogForm:
+    """The form of the log: LOG_FORMAT, else JSON on a platform and text on this machine.
+
+    A value that is not accepted counts as none; it is reported with all other problems of the settings.
+    """
+    asked_for = environ.get("LOG_FORMAT", "").strip().lower()
+    if asked_for in tuple(LogForm):
+        return LogForm(asked_for)
+    return LogForm.TEXT if platform is PlatformName.LOCAL else LogForm.JSON

@@ -1,4 +1,4 @@
-"""What the engine writes, on its way to this process's standard error."""
+"""What the engine writes, on its way to the log."""
 
 from __future__ import annotations
 
@@ -9,20 +9,23 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from common.logs import form_in_use
 from common.masking import LineMask, Mask
+from sglang_engine.engine_lines import EngineLines
 
 _TAIL_LINES = 200
 _READ_BYTES = 64 * 1024
 
 
 class Output:
-    """What the engine writes: copied to standard error with secrets masked; the last lines are kept."""
+    """What the engine writes: put into the log with secrets masked (`engine_lines`); the last lines are kept."""
 
     def __init__(self, mask: Mask, reader: asyncio.StreamReader, transport: asyncio.ReadTransport, write: int) -> None:
         self._mask = mask
         self._transport = transport
         self._write_end = write
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._lines = EngineLines(form_in_use())
         self._copying = asyncio.create_task(self._copy(reader))
 
     @classmethod
@@ -58,9 +61,15 @@ class Output:
         while data := await reader.read(_READ_BYTES):
             self._pass_on(lines.feed(data))
         self._pass_on(lines.rest())
+        _write(self._lines.rest())
 
     def _pass_on(self, text: str) -> None:
         self._tail.extend(text.splitlines())
+        _write(self._lines.of(text))
+
+
+def _write(text: str) -> None:
+    if text:
         with suppress(OSError, ValueError):  # the engine must not stall because of a log that cannot be written
             sys.stderr.write(text)
             sys.stderr.flush()
