@@ -149,7 +149,7 @@ def main() -> NoReturn:
         settings, worker_settings = GatewaySettings.from_environ(os.environ), WorkerSettings.from_environ(os.environ)
         engine_settings = EngineSettings.from_environ(os.environ)
     except ConfigurationError as error:
-        invocation.refuse(error)
+        serverless.refuse(invocation, error)
     invocation.mask.add(launch.secrets)
     _check_ports(invocation, launch)
     can_stream = invocation.platform.takes_streams

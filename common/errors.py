@@ -85,7 +85,16 @@ class AnswerCutOffError(JobError):
 
 
 class StartError(Exception):
-    """The service that answers jobs did not start. The message says why, as far as is known."""
+    """The service that answers jobs did not start. The message says why, as far as is known.
+
+    check: one word for what was found wanting, which the platform is told. is_lasting: whether the next worker, on
+    whatever host, would fail in the same way.
+    """
+
+    def __init__(self, message: str, *, check: str = "start", is_lasting: bool = False) -> None:
+        super().__init__(message)
+        self.check = check
+        self.is_lasting = is_lasting
 
 
 def type_and_place(exception: BaseException) -> tuple[str, str]:

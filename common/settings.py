@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,19 @@ def read(variables: Iterable[Variable], environ: Mapping[str, str]) -> dict[str,
     return values
 
 
+def readable(variables: Iterable[Variable], environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without those of the variables that have a wrong value: what remains can be read."""
+    return {name: value for name, value in environ.items() if name not in set(_unreadable(variables, environ))}
+
+
+def _unreadable(variables: Iterable[Variable], environ: Mapping[str, str]) -> Iterator[str]:
+    for known in variables:
+        try:
+            read([known], environ)
+        except ConfigurationError:
+            yield known.name
+
+
 def count(least: int = 1, most: float = math.inf) -> Parser:
     """A whole number within bounds."""
 
@@ -76,6 +89,17 @@ def seconds() -> Parser:
         return value
 
     return "a number of seconds above 0", parse
+
+
+def seconds_or_none() -> Parser:
+    """A time in seconds, or zero for none."""
+
+    def parse(text: str) -> float:
+        if not 0 <= (value := float(text)) < math.inf:
+            raise ValueError(text)
+        return value
+
+    return "a number of seconds of at least 0", parse
 
 
 def milliseconds(most: int) -> Parser:

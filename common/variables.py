@@ -14,7 +14,18 @@ from urllib.parse import urlsplit
 
 from common.addresses import is_plain_path
 from common.logs import LOG_LEVELS
-from common.settings import Parser, any_text, count, milliseconds, read, seconds, variable, word
+from common.settings import (
+    Parser,
+    any_text,
+    count,
+    milliseconds,
+    read,
+    readable,
+    seconds,
+    seconds_or_none,
+    variable,
+    word,
+)
 
 _HOST = re.compile(r"[0-9a-z_.:-]+")
 
@@ -76,6 +87,13 @@ VARIABLES = (
         2 * MINUTES,
         seconds(),
         "how long jobs in flight may take to finish once the worker is told to stop",
+    ),
+    variable(
+        "FAILED_START_SECONDS",
+        MINUTES,
+        seconds_or_none(),
+        "how long a worker that cannot start, for a cause that is the same on every host, takes jobs and fails them "
+        "with the reason before it exits; 0: it exits at once",
     ),
     variable("ENGINE_MAX_RESTARTS", 3, count(least=0), "how often a dead engine is restarted within the window"),
     variable("ENGINE_RESTART_WINDOW_SECONDS", 10 * MINUTES, seconds(), "the time in which restarts are counted"),
@@ -145,3 +163,8 @@ WAVERLESS_VARIABLES = (
 def read_variables(environ: Mapping[str, str]) -> dict[str, Any]:
     """The values of all of them, by name. Raises ConfigurationError with every problem at once."""
     return read(VARIABLES, environ)
+
+
+def without_wrong_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without those of these variables that have a wrong value; their defaults count instead."""
+    return readable(VARIABLES, environ)

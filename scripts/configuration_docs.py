@@ -73,6 +73,7 @@ it. `python engine.py --print` shows the resulting command line and the source o
 - Flags take `true`, `1`, `yes`, `on` or `false`, `0`, `no`, `off`.
 - Lists are split as a shell would, or are JSON arrays.
 - Everything is checked before anything starts, and all mistakes are reported at once; the exit code is then 2.
+  (A deployed worker [tells callers](operations.md#a-start-that-fails) before it exits.)
 - Two names of one option may both be set if the value is the same.
 - `SGLANG_EXTRA_ARGS` is split as a shell would, added unchanged to the end of SGLang's command line, and wins.
 - A variable that looks like a misspelt option, or like one of another version, gets a warning with the right name.

@@ -182,6 +182,8 @@ async def start_worker(
         # The SDK's own checks test the machine (GPU, network), which is not what these tests are about.
         "RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "true",
         "RUNPOD_SKIP_GPU_CHECK": "true",
+        # The default is a minute, for which no test should wait.
+        "FAILED_START_SECONDS": "5",
     }
     if platform is not None:
         variables |= worker_environment(platform.base_url)

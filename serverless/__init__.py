@@ -5,6 +5,7 @@ reads its `Invocation`, then hands a `Service` to `run`, as handler.py does.
 
 - `invocation`, `arguments`, `environment`: how the process was started, its flags, which platform it is on.
 - `modes`: worker, API or local mode, from start to exit code. `local` is the platform of API mode.
+- `failed_start`: what becomes of jobs when the service cannot start.
 - `job_loop`: takes jobs and delivers every answer; its parts are `taking`, `running`, `reporting`, `cancelling`.
 - `platform`: what a platform is; `runpod` and `waverless` are two. `tolerant_json` reads what they send, `heartbeat`
   keeps telling them that this worker is alive.
@@ -25,7 +26,7 @@ from common.settings import ConfigurationError
 from serverless import environment
 from serverless.adapters import is_generator, service_of
 from serverless.invocation import Invocation, read_invocation
-from serverless.modes import run
+from serverless.modes import refuse, run
 from serverless.service import Job, JobHandler, Lifespan, Service
 from serverless.settings import WorkerSettings
 
@@ -37,6 +38,7 @@ __all__ = [
     "Service",
     "WorkerSettings",
     "read_invocation",
+    "refuse",
     "run",
     "start",
     "validate",
@@ -66,7 +68,7 @@ def start(config: Mapping[str, Any]) -> NoReturn:
     try:
         settings = WorkerSettings.from_environ(os.environ)
     except ConfigurationError as error:
-        invocation.refuse(error)
+        refuse(invocation, error)
     run(
         invocation,
         service_of(handler),

@@ -33,10 +33,14 @@ class Invocation:
     platform: PlatformName
     mask: Mask
 
-    def refuse(self, error: ConfigurationError) -> NoReturn:
-        """End the process with code 2, every problem in the log."""
+    def log_problems(self, error: ConfigurationError) -> None:
+        """Log every problem, each in a line of its own."""
         for problem in error.problems:
             log.error("%s", problem)
+
+    def refuse(self, error: ConfigurationError) -> NoReturn:
+        """End the process with code 2, every problem in the log."""
+        self.log_problems(error)
         sys.exit(EXIT_USAGE)
 
 

@@ -24,12 +24,16 @@ import uvloop
 from common.descriptors import raise_descriptor_limit
 from common.errors import JobError, StartError, UnavailableError
 from common.logs import set_log_level
+from common.masking import Mask
 from common.memory import give_back_large_blocks
+from common.settings import ConfigurationError
 from common.tasks import cancel, reason_of_end
+from common.variables import without_wrong_variables
 from common.web_server import PortInUseError, WebServerError, serving
 from serverless.arguments import Arguments
 from serverless.environment import PlatformName
-from serverless.invocation import EXIT_FAILED, EXIT_OK, Invocation
+from serverless.failed_start import JOBS_AT_ONCE, failing_service, lifespan_that_fails
+from serverless.invocation import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Invocation
 from serverless.job_loop import JobLoop
 from serverless.platform import Delivery, Platform, the_only_one
 from serverless.service import Job, Lifespan, Service, error_of
@@ -60,6 +64,8 @@ class Work:
     settings: WorkerSettings
     platform: PlatformName
     check: Callable[[Job], JobError | None]
+    mask: Mask
+    refusal: StartError | None
 
 
 def run(
@@ -71,13 +77,14 @@ def run(
     streams: bool = True,
     aggregates: bool = False,
     check: Callable[[Job], JobError | None] = lambda _: None,
+    refusal: StartError | None = None,
 ) -> NoReturn:
     """Answer jobs in the mode that the invocation asks for; ends the process.
 
     concurrency: jobs at once, or a function that takes the current number and returns the new one. streams: whether a
     job may have several outputs, each sent as it comes. aggregates: whether these are the job's result too. check: what
     is wrong with a job, as far as that can be told before the service starts; local mode asks, so as not to start it
-    for a job that will be refused.
+    for a job that will be refused. refusal: what is wrong with the settings, if that is why the service will not start.
     """
     arguments = invocation.arguments
     os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK logs at DEBUG and prints every output
@@ -94,8 +101,24 @@ def run(
         settings=settings,
         platform=invocation.platform,
         check=check,
+        mask=invocation.mask,
+        refusal=refusal,
     )
     sys.exit(_run(work, arguments))
+
+
+def refuse(invocation: Invocation, error: ConfigurationError) -> NoReturn:
+    """End a process whose settings are wrong, with code 2 and every problem in the log.
+
+    A deployed worker first fails the platform's jobs with the problems, for FAILED_START_SECONDS: every other worker of
+    this endpoint has the same settings.
+    """
+    if invocation.platform is PlatformName.LOCAL:
+        invocation.refuse(error)
+    invocation.log_problems(error)
+    refusal = StartError("; ".join(error.problems), check="settings", is_lasting=True)
+    settings = WorkerSettings.from_environ(without_wrong_variables(os.environ))
+    run(invocation, lifespan_that_fails(refusal), settings, concurrency=1, refusal=refusal)
 
 
 def _delivery(platform: PlatformName, *, streams: bool, aggregates: bool) -> Delivery:
@@ -175,7 +198,7 @@ def _run_worker(work: Work) -> int:
     from serverless import runpod
 
     log.info("worker %s starts on %s, with RunPod's SDK %s", runpod.WORKER_ID, work.platform.value, runpod.VERSION)
-    if not runpod.is_machine_fit():
+    if work.refusal is None and not runpod.is_machine_fit():
         log.error("a fitness check of this machine failed; see above")
         return EXIT_FAILED
     # The heartbeat starts before the engine: loading a model takes minutes, and the platform should see us alive.
@@ -214,17 +237,38 @@ async def _work(work: Work, platform: Callable[[asyncio.Event], AbstractAsyncCon
     """
     with stop_on_signals() as stop:
         try:
-            async with platform(stop.requested) as connection, work.lifespan() as service:
-                stop.gracefully = True
-                jobs = JobLoop(connection, service, concurrency=work.concurrency, delivery=work.delivery)
-                return await _take_jobs(service, jobs, work.settings, stop)
-        except StartError as error:
-            log.error("%s", error)
-            return EXIT_FAILED
+            async with platform(stop.requested) as connection:
+                try:
+                    async with work.lifespan() as service:
+                        stop.gracefully = True
+                        jobs = JobLoop(connection, service, concurrency=work.concurrency, delivery=work.delivery)
+                        return await _take_jobs(service, jobs, work.settings, stop)
+                except StartError as error:
+                    return await _fail_jobs(work, error, connection, stop)
         except asyncio.CancelledError:
             if not stop.requested.is_set():
                 raise
             return EXIT_OK
+
+
+async def _fail_jobs(work: Work, error: StartError, platform: Platform, stop: Stop) -> int:
+    """Tell the platform that this worker cannot start; if none could, fail its jobs for a while with the reason."""
+    if work.refusal is None:  # else it has been logged, problem by problem
+        log.error("%s", error)
+    exit_code = EXIT_USAGE if work.refusal else EXIT_FAILED
+    if work.platform is PlatformName.LOCAL:
+        return exit_code
+    from serverless.runpod import report_unhealthy
+
+    await report_unhealthy(error.check, work.mask(str(error)))
+    seconds = work.settings.failed_start_seconds
+    if not error.is_lasting or not seconds:
+        return exit_code
+    stop.gracefully = True
+    service = failing_service(error, seconds=seconds, mask=work.mask)
+    jobs = JobLoop(platform, service, concurrency=lambda _: JOBS_AT_ONCE, delivery=work.delivery)
+    log.error("every worker would fail in this way: jobs fail with the reason for %g s (FAILED_START_SECONDS)", seconds)
+    return (await _take_jobs(service, jobs, work.settings, stop)) and exit_code
 
 
 async def _take_jobs(service: Service, jobs: JobLoop, settings: WorkerSettings, stop: Stop) -> int:

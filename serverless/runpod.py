@@ -4,7 +4,7 @@ Importing it reads most `RUNPOD_*` variables once and for all. These are the par
 1.12.0) that are used here; none of them is guaranteed to stay (tests/parts/test_sdk_pieces.py checks each):
 
 runpod.http_client                           AsyncClientSession: the session with the worker's credentials
-runpod.serverless.modules.rp_fitness         run_fitness_checks
+runpod.serverless.modules.rp_fitness         run_fitness_checks, _report_unhealthy
 runpod.serverless.modules.rp_http            JOB_DONE_URL, JOB_STREAM_URL
 runpod.serverless.modules.rp_job             _job_get_url, _job_stop_url
 runpod.serverless.modules.rp_ping            Heartbeat.process_loop
@@ -49,6 +49,7 @@ __all__ = [
     "is_machine_fit",
     "jobs_in_progress",
     "new_heart",
+    "report_unhealthy",
     "validate",
 ]
 
@@ -64,6 +65,9 @@ POST_TIMEOUT = aiohttp.ClientTimeout(60)
 # SDK itself lists all jobs again whenever one begins or ends.
 MIRROR_SECONDS = 0.1
 _mirror = PingJobMirror()
+
+# The SDK allows two seconds each for the connection and for the answer.
+REPORT_SECONDS = 5.0
 
 # As the SDK posts results (rp_http.py): JSON, with a form's content type.
 POST_HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urlencoded"}
@@ -261,6 +265,17 @@ def is_machine_fit() -> bool:
     process.start()
     process.join()
     return process.exitcode == 0
+
+
+async def report_unhealthy(check: str, reason: str) -> None:
+    """Tell the platform that this worker cannot work, as the SDK's fitness checks do: one GET of the ping URL.
+
+    Takes REPORT_SECONDS at most. If the platform cannot be told, that changes nothing: the log has the reason too.
+    """
+    from runpod.serverless.modules.rp_fitness import _report_unhealthy
+
+    with suppress(TimeoutError):
+        await asyncio.wait_for(asyncio.to_thread(_report_unhealthy, check, reason), REPORT_SECONDS)
 
 
 def _run_fitness_checks() -> None:

@@ -14,6 +14,7 @@ class WorkerSettings:
 
     max_concurrency: int
     shutdown_timeout_seconds: float
+    failed_start_seconds: float
     local_api_key: str | None
     cors_origins: frozenset[str]
     webhook_hosts: frozenset[str]
@@ -28,6 +29,7 @@ class WorkerSettings:
         return cls(
             max_concurrency=values["MAX_CONCURRENCY"],
             shutdown_timeout_seconds=values["SHUTDOWN_TIMEOUT_SECONDS"],
+            failed_start_seconds=values["FAILED_START_SECONDS"],
             local_api_key=values["LOCAL_API_KEY"],
             cors_origins=values["CORS_ORIGINS"] or frozenset(),
             webhook_hosts=values["WEBHOOK_HOSTS"] or frozenset(),

@@ -9,7 +9,7 @@ import os
 import socket
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 import httpx
@@ -18,7 +18,7 @@ from common.descriptors import lacks_descriptors
 from common.masking import Mask
 from common.tasks import cancel
 from sglang_engine.errors import EngineError
-from sglang_engine.failure_causes import explain
+from sglang_engine.failure_causes import Diagnosis, diagnose
 from sglang_engine.guarded import GuardedProcess
 from sglang_engine.launch import Launch
 from sglang_engine.output import Output
@@ -84,9 +84,15 @@ class Engine:
         its port: SGLang would notice only after minutes, and until then the other server would be mistaken for it.
         """
         if importlib.util.find_spec("sglang") is None:
-            raise EngineError("SGLang is not installed for this Python; use the image, or scripts/install for a CPU")
+            raise EngineError(
+                "SGLang is not installed for this Python; use the image, or scripts/install for a CPU",
+                check="installation",
+                is_lasting=True,
+            )
         if _is_listening(self.launch):
-            raise EngineError(f"port {self.launch.port} is in use by another process; set PORT to a free one")
+            raise EngineError(
+                f"port {self.launch.port} is in use by another process; set PORT to a free one", check="port"
+            )
         self._started = launch = self.launch.with_models_on_disk(os.environ)
         log.info("starting the engine: %s", launch.shown_command())
         if launch.is_offline:
@@ -113,7 +119,8 @@ class Engine:
         try:
             await asyncio.wait({exited, probing}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
-                raise EngineError(f"while starting, {await self.explain(Ending('the engine', exited.result()))}")
+                why = await self.diagnose(Ending("the engine", exited.result()))
+                raise EngineError(f"while starting, {why.text}", check=why.check, is_lasting=why.is_lasting)
             if not probing.done():
                 raise EngineError(
                     f"the engine was not ready after {timeout_seconds:g} s (STARTUP_TIMEOUT_SECONDS); "
@@ -146,11 +153,12 @@ class Engine:
             log.warning("/proc cannot be read (%s): a dead scheduler is noticed only when SGLang ends", error.strerror)
             return {}
 
-    async def explain(self, ending: Ending) -> str:
-        """A sentence on how and why the engine ended. Kills what is left of it, so that its last output can be read."""
+    async def diagnose(self, ending: Ending) -> Diagnosis:
+        """How and why the engine ended, as a sentence. Kills what is left of it: its last output has to be read."""
         self._running.kill()
         output = await self._output.rest(_DRAIN_SECONDS) if self._output is not None else ""
-        return f"{ending.process} {explain(ending.code, output)}"
+        why = diagnose(ending.code, output)
+        return replace(why, text=f"{ending.process} {why.text}")
 
     async def find_hang(self) -> str | None:
         """Which part of the engine does not answer, to complete "the engine …"; None if everything does.

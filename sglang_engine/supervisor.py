@@ -282,7 +282,7 @@ class Supervisor:
 
     async def _reason_of(self, ending: Ending | str) -> str:
         if isinstance(ending, Ending):
-            return await self._engine.explain(ending)
+            return (await self._engine.diagnose(ending)).text
         return (
             f"the engine sent nothing for {self._settings.request_timeout_seconds:g} s (REQUEST_TIMEOUT_SECONDS) and "
             f"{ending} (cause unknown; if it happens again, replace the GPU)"

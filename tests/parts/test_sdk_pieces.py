@@ -17,6 +17,7 @@ SDK_ROOM = REPOSITORY / "serverless" / "runpod.py"
 PIECES: dict[tuple[str, str], tuple[str, ...] | None] = {
     ("runpod.http_client", "AsyncClientSession"): ("cookie_jar",),
     ("runpod.serverless.modules.rp_fitness", "run_fitness_checks"): (),
+    ("runpod.serverless.modules.rp_fitness", "_report_unhealthy"): ("check", "reason"),
     ("runpod.serverless.modules.rp_http", "JOB_DONE_URL"): None,
     ("runpod.serverless.modules.rp_http", "JOB_STREAM_URL"): None,
     ("runpod.serverless.modules.rp_job", "_job_get_url"): ("batch_size",),

@@ -112,12 +112,11 @@ async def test_log_names_no_prompt_no_answer_and_no_key(platform: Platform) -> N
 
 
 async def test_bad_configuration_is_told_whole_and_ends_with_2(platform: Platform) -> None:
-    worker = await start_worker(platform, {"MAX_CONCURRENCY": "many", "PORT": "http"})
+    worker = await start_worker(platform, {"MAX_CONCURRENCY": "many", "PORT": "http", "FAILED_START_SECONDS": "0"})
     assert await worker.exit_code() == 2
     assert "MAX_CONCURRENCY='many': expected a whole number of at least 1" in worker.log
-    worker = await start_worker(
-        platform, {"PORT": "http", "LOG_REQUESTS": "maybe", "MODEL_PATH": "a/b", "MODEL_NAME": "c/d"}
-    )
+    wrong = {"PORT": "http", "LOG_REQUESTS": "maybe", "MODEL_PATH": "a/b", "MODEL_NAME": "c/d"}
+    worker = await start_worker(platform, wrong | {"FAILED_START_SECONDS": "0"})
     assert await worker.exit_code() == 2
     for problem in (
         "PORT='http': expected a whole number",
