@@ -1,4 +1,6 @@
-"""Writes the newest SGLang image and RunPod SDK everywhere they are pinned. Run by .github/workflows/bump.yml.
+"""Writes the newest SGLang image, RunPod SDK and digests of base images everywhere they are pinned.
+
+Run once a week by .github/workflows/bump.yml.
 
 SGLang's own pins keep it compatible with torch, transformers and the rest of the CPU engine's lock. The lock's other
 packages are left alone, and the checks of the pull request show whether that still works.
@@ -16,6 +18,8 @@ REPOSITORY = Path(__file__).parents[1]
 
 RELEASE = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(?:\.post(\d+))?")
 
+DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
 # Where each version is, as the text right before it.
 SGLANG_PLACES = {
     "Dockerfile": [r"lmsysorg/sglang:v"],
@@ -24,16 +28,23 @@ SGLANG_PLACES = {
     "pyproject.toml": [r'"sglang==', r"lmsysorg/sglang:v"],
     "embedded/requirements.txt": [r"\nsglang=="],
 }
+# A digest names the bytes of an image, a tag only whatever was pushed last. The files keep both.
+SGLANG_IMAGE_FILES = ("Dockerfile", "docker-compose.yml")
+PYTHON_IMAGE, PYTHON_IMAGE_FILES = "python:3.11-slim-bookworm", ("embedded/Dockerfile",)
 RUNPOD_PLACES = {"Dockerfile": [r'"runpod=='], "embedded/requirements.txt": [r"\nrunpod=="]}
 
 
 def main() -> int:
     """Look up both versions, and write any that are newer."""
     sglang = newest(releases("sglang"))
-    if has_image(f"lmsysorg/sglang:v{sglang}"):
+    image = f"lmsysorg/sglang:v{sglang}"
+    if digest := digest_of(image):
         write(REPOSITORY, SGLANG_PLACES, sglang)
+        write_digest(REPOSITORY, SGLANG_IMAGE_FILES, image, digest)
     else:
         print(f"sglang {sglang} has no image yet", file=sys.stderr)
+    if digest := digest_of(PYTHON_IMAGE):
+        write_digest(REPOSITORY, PYTHON_IMAGE_FILES, PYTHON_IMAGE, digest)
     runpod = newest(releases("runpod"))
     write(REPOSITORY, RUNPOD_PLACES, runpod)
     project = REPOSITORY / "pyproject.toml"
@@ -51,10 +62,23 @@ def releases(package: str) -> list[str]:
     return found[1].split(", ")
 
 
-def has_image(name: str) -> bool:
-    """Whether the registry has an image of this name."""
-    command = ["docker", "manifest", "inspect", name]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+def digest_of(image: str) -> str | None:
+    """The digest, `sha256:…`, under which the registry has this image now; None if it has none."""
+    command = ["docker", "buildx", "imagetools", "inspect", "--format", "{{.Manifest.Digest}}", image]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    digest = said.stdout.strip()
+    return digest if said.returncode == 0 and DIGEST.fullmatch(digest) else None
+
+
+def write_digest(folder: Path, files: Iterable[str], image: str, digest: str) -> None:
+    """Put the digest after each mention of the image in these files. Raises LookupError for a file without one."""
+    for name in files:
+        path = folder / name
+        mention = rf"{re.escape(image)}(?:@{DIGEST.pattern})?(?![\w.-])"
+        text, count = re.subn(mention, f"{image}@{digest}", path.read_text(encoding="utf-8"))
+        if not count:
+            raise LookupError(f"{name} has no {image}")
+        path.write_text(text, encoding="utf-8")
 
 
 def newest(names: Iterable[str]) -> str:

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from scripts.bump import REPOSITORY, RUNPOD_PLACES, SGLANG_PLACES, newest, runpod_range, write
+from scripts.bump import (
+    REPOSITORY,
+    RUNPOD_PLACES,
+    SGLANG_IMAGE_FILES,
+    SGLANG_PLACES,
+    newest,
+    runpod_range,
+    write,
+    write_digest,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +62,28 @@ def test_older_version_changes_nothing(copy: Path) -> None:
     write(copy, SGLANG_PLACES, "0.5.1")
     write(copy, RUNPOD_PLACES, "1.11.0")
     assert {path: path.read_text() for path in before} == before
+
+
+DIGESTS = [f"sha256:{character * 64}" for character in "0f"]
+
+
+def test_digest_goes_after_the_tag_and_is_replaced_by_the_next(copy: Path) -> None:
+    for digest in DIGESTS:
+        write_digest(copy, SGLANG_IMAGE_FILES, "lmsysorg/sglang:v0.5.23", digest)
+        assert f"ARG BASE_IMAGE=lmsysorg/sglang:v0.5.23@{digest}\n" in (copy / "Dockerfile").read_text()
+        assert f"BASE_IMAGE:-lmsysorg/sglang:v0.5.23@{digest}}}" in (copy / "docker-compose.yml").read_text()
+
+
+def test_version_after_a_digest_is_still_found(copy: Path) -> None:
+    write_digest(copy, SGLANG_IMAGE_FILES, "lmsysorg/sglang:v0.5.23", DIGESTS[0])
+    write(copy, SGLANG_PLACES, "0.6.1")
+    write_digest(copy, SGLANG_IMAGE_FILES, "lmsysorg/sglang:v0.6.1", DIGESTS[1])
+    assert f"ARG BASE_IMAGE=lmsysorg/sglang:v0.6.1@{DIGESTS[1]}\n" in (copy / "Dockerfile").read_text()
+
+
+def test_file_without_the_image_is_an_error(copy: Path) -> None:
+    with pytest.raises(LookupError, match="Dockerfile"):
+        write_digest(copy, ["Dockerfile"], "lmsysorg/sglang:v9", DIGESTS[0])
 
 
 def test_place_that_is_gone_is_an_error(copy: Path) -> None:
