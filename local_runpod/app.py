@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from local_runpod.access import Access, Gate
@@ -17,12 +16,12 @@ from local_runpod.client_side import client_side
 from local_runpod.faults import Faults
 from local_runpod.jobs import JobQueue, QueueClosedError, QueueFullError
 from local_runpod.openai_side import openai_side
+from local_runpod.pages import add_pages
 from local_runpod.refusals import refusal
 from local_runpod.webhooks import Webhooks
 from local_runpod.worker_side import worker_side
 
 LONG_POLL_SECONDS = 10.0
-PAGE = Path(__file__).with_name("page.html")
 
 DESCRIPTION = """\
 RunPod's serverless API for one worker on this machine. The paths are those of `https://api.runpod.ai`, with any
@@ -39,12 +38,14 @@ def create_app(
     client_key: str | None = None,
     webhooks: Webhooks | None = None,
     access: Access | None = None,
+    introduction: Mapping[str, Any] | None = None,
 ) -> FastAPI:
     """The app over a queue.
 
     faults: make the worker's side misbehave. long_poll_seconds: how long an empty poll may take. worker_key,
     client_key: what each side must send; None to let everyone in. access: who may call; it has its own key and replaces
-    `client_key`. Without it, anyone with the key may call.
+    `client_key`. Without it, anyone with the key may call. introduction: what the page says about the model; see
+    `add_pages`.
     """
     queue, faults, webhooks = queue or JobQueue(), faults or Faults(), webhooks or Webhooks()
     access = access or Access(key=client_key)
@@ -71,18 +72,7 @@ def create_app(
         app.include_router(side, prefix="/v2/{endpoint_id}", dependencies=[Depends(admit)])
         app.include_router(side, dependencies=[Depends(admit)], include_in_schema=False)
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> FileResponse:
-        return FileResponse(PAGE, media_type="text/html")
-
-    @app.get("/openapi.json", include_in_schema=False, dependencies=[Depends(admit)])
-    async def schema() -> JSONResponse:
-        return JSONResponse(app.openapi())
-
-    @app.get("/docs", include_in_schema=False, dependencies=[Depends(admit)])
-    async def docs() -> Response:
-        return get_swagger_ui_html(openapi_url="/openapi.json", title=app.title)
-
+    add_pages(app, admit, introduction)
     return app
 
 

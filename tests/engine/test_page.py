@@ -9,43 +9,30 @@ import asyncio
 import json
 import os
 import re
-import shutil
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
-from playwright.async_api import Page, Route, async_playwright, expect
+from playwright.async_api import Page, Route, expect
 
 from embedded.conversations import conversation
+from tests.browser import SECONDS, chromium, visiting
 from tests.engine.conftest import Api
 
 pytestmark = pytest.mark.anyio
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-SECONDS = 1000.0  # in milliseconds
-
 
 @pytest.fixture
 async def page(api: Api) -> AsyncIterator[Page]:
-    if CHROMIUM is None:
-        pytest.skip("needs a Chromium on the PATH (Debian: apt-get install chromium)")
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = await browser.new_page(viewport={"width": 1120, "height": 560})
-        problems: list[str] = []
-        page.on("pageerror", lambda error: problems.append(str(error)))
-        await page.goto(api.url)
+    async with chromium() as browser, visiting(browser, api.url, viewport={"width": 1120, "height": 640}) as page:
         await expect(page.locator("#model option")).to_have_text("glm-4.7-flash")
-        await page.fill("#temperature", "0")
         yield page
-        await browser.close()
-    assert problems == []
 
 
 async def ask(page: Page, text: str) -> None:
     await page.fill("#prompt", text)
     await page.press("#prompt", "Enter")
-    await expect(page.locator("#send")).to_be_enabled(timeout=30 * SECONDS)
+    await expect(page.locator("#send")).to_be_visible(timeout=30 * SECONDS)
 
 
 async def test_answer_with_its_reasoning_folded_and_its_numbers(page: Page) -> None:
@@ -65,7 +52,7 @@ async def test_thinking_off(page: Page) -> None:
     await page.uncheck("#thinking")
     await ask(page, known.messages[-1]["content"])
     await expect(page.locator("article.assistant .content")).to_have_text(known.content)
-    await expect(page.locator("details.reasoning")).to_have_count(0)
+    await expect(page.locator("details.reasoning")).to_be_hidden()
 
 
 async def test_tool_call_and_its_result(page: Page) -> None:
@@ -73,6 +60,7 @@ async def test_tool_call_and_its_result(page: Page) -> None:
     await page.check("#tools")
     await ask(page, call.messages[-1]["content"])
     await expect(page.locator("pre.call")).to_have_text('get_weather({"city": "Seoul"})')
+    await expect(page.locator("#prompt")).to_have_value(answer.messages[-1]["content"])
     await ask(page, answer.messages[-1]["content"])
     await expect(page.locator("article.assistant .content").last).to_have_text(answer.content)
     if picture := os.environ.get("PAGE_PICTURE"):
@@ -80,13 +68,13 @@ async def test_tool_call_and_its_result(page: Page) -> None:
         await page.screenshot(path=picture)
 
 
-async def test_error_is_shown_and_the_question_can_be_asked_again(page: Page, api: Api) -> None:
+async def test_error_is_shown_and_the_question_can_be_asked_again(page: Page) -> None:
     await page.fill("#temperature", "-1")
     await ask(page, "Hello")
-    await expect(page.locator(".error")).to_contain_text("400: temperature must be a non-negative finite number")
+    await expect(page.locator(".error")).to_contain_text("temperature must be a non-negative finite number")
     await page.fill("#temperature", "0")
     await ask(page, "Hello")
-    await expect(page.locator("article.assistant .content")).to_have_text(conversation("greeting").content)
+    await expect(page.locator("article.assistant .content").last).to_have_text(conversation("greeting").content)
 
 
 async def test_stop_ends_the_job(page: Page, api: Api) -> None:
@@ -97,9 +85,9 @@ async def test_stop_ends_the_job(page: Page, api: Api) -> None:
     await page.route("**/chat/completions", without_an_end)
     await page.fill("#prompt", "Hello")
     await page.press("#prompt", "Enter")
-    await expect(page.locator("article.assistant .text").first).not_to_be_empty(timeout=30 * SECONDS)
+    await expect(page.locator("article.assistant .content")).not_to_be_empty(timeout=30 * SECONDS)
     await page.click("#stop")
-    await expect(page.locator(".error")).to_have_text("(stopped)")
+    await expect(page.locator(".note")).to_have_text("Stopped.")
     async with httpx.AsyncClient(base_url=api.url, trust_env=False) as client, asyncio.timeout(10):
         while (await client.get("/health")).json()["jobs"]["inProgress"]:
             await asyncio.sleep(0.05)

@@ -12,6 +12,7 @@ other (the last one counts for all that follow; each start adds a line to the fi
     scheduler_hangs: as SGLang's, whose server gives up on /health_generate after that many seconds, with 503
     vocabulary: how many token ids it has, told as SGLang does when it is asked for log probabilities of others
     scheduler: true for a child that calls itself as SGLang's scheduler does
+    answers: a JSON object from paths to what a request there is answered, whatever it says
 
 How it answers is scripted by the field `script` of a request's body:
     first: a script that counts in its place in one of the engine's lives; life: in which (default 1)
@@ -20,6 +21,7 @@ How it answers is scripted by the field `script` of a request's body:
     drip: seconds before each byte of an unstreamed answer's body
     pause: seconds before each event (default 0), or before an unstreamed answer
     events: how many events to stream (default 3), `text` in each (default "word ")
+    chunks: the events to stream in their place, as JSON values
     chunk_bytes: write the stream in pieces of this many bytes, whatever they cut
     message: what an error in the stream says
     then: how the stream ends: "done" (default), "eof", "drop", "half", "error", "abort", "hang", "crash",
@@ -198,7 +200,7 @@ async def answer(path: str, body: Any, script: dict[str, Any], writer: asyncio.S
         await asyncio.sleep(script.get("pause", 0))
         if script.get("then") == "crash":
             os._exit(script.get("code", 1))
-        value = script.get("answer", {"path": path, "echo": body})
+        value = script.get("answer", START.get("answers", {}).get(path, {"path": path, "echo": body}))
         body = json.dumps(value, ensure_ascii=False).encode()
         return await send(writer, 200, "application/json", body, script.get("drip", 0))
     await stream(script, writer)
@@ -224,10 +226,10 @@ async def stream(script: dict[str, Any], writer: asyncio.StreamWriter) -> None:
     writer.write(
         b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
     )
-    for index in range(script.get("events", 3)):
+    word = {"choices": [{"delta": {"content": script.get("text", "word ")}}]}
+    for chunk in script.get("chunks") or [{"index": index, **word} for index in range(script.get("events", 3))]:
         await asyncio.sleep(script.get("pause", 0))
-        delta = {"index": index, "choices": [{"delta": {"content": script.get("text", "word ")}}]}
-        await write(writer, script, sse(delta))
+        await write(writer, script, sse(chunk))
     then = script.get("then", "done")
     error = {"message": script.get("message", "scripted error"), "type": "BadRequest", "code": 400}
     await write(writer, script, sse({"error": error}) + DONE if then == "error" else LAST_WORDS.get(then, b""))
