@@ -82,8 +82,9 @@ COPY local_runpod ./local_runpod
 COPY serverless ./serverless
 COPY sglang_engine ./sglang_engine
 
-# What the image sets, so that the worker can tell it from what the user sets: a preset may replace it.
-RUN printenv >image.env
+# What the image sets, so that the worker can tell it from what the user sets: a preset may replace it. The GPU chooses
+# the preset, unless the image has a model of its own.
+RUN printenv >image.env && if [ ! -e /opt/models ]; then echo PRESET=auto >>image.env; fi
 
 EXPOSE 8000 30000
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from dotenv import load_dotenv
 
 from common.masking import MASK, Mask, is_secret_name
-from common.settings import ConfigurationError
+from common.settings import TRUE, ConfigurationError
 from common.variables import VARIABLES, WAVERLESS_VARIABLES, read_variables
-from sglang_engine import foreground, hub, options
+from sglang_engine import foreground, gpus, hub, options
+from sglang_engine.gpus import Machine
 from sglang_engine.hub import HubModel
 from sglang_engine.launch import Launch, Setting
 from sglang_engine.options import Option, masked, option_of, values_of
@@ -137,6 +138,14 @@ DEFAULTS: dict[str, str] = {
 # These configure the default algorithm; if that is turned off or replaced, they do not apply.
 _EAGLE_DEFAULTS = ("SPECULATIVE_NUM_STEPS", "SPECULATIVE_EAGLE_TOPK", "SPECULATIVE_NUM_DRAFT_TOKENS")
 
+# AGENT=true, for coding agents. GLM-4.7 thinks between its tool calls, but its chat template leaves the reasoning of
+# earlier turns out of the prompt unless told otherwise, which also makes each turn's prompt differ from what is cached
+# (https://docs.z.ai/guides/capabilities/thinking-mode: preserved thinking).
+AGENT_VARIABLES: dict[str, str] = {"DEFAULT_CHAT_TEMPLATE_KWARGS": '{"clear_thinking": false}'}
+# 2: the grammar holds every tool call to the schema of its parameters (SGLang 0.5.23, ToolStrictLevel).
+AGENT_ENVIRONMENT: dict[str, str] = {"SGLANG_TOOL_STRICT_LEVEL": "2"}
+
+AUTO, OFF = "auto", "off"
 EXTRA_ARGS = "SGLANG_EXTRA_ARGS"
 
 # The image's environment, one NAME=value per line, written when it is built: what it sets is a default, which a preset
@@ -154,34 +163,46 @@ def _options() -> dict[str, Option]:
 OPTIONS: dict[str, Option] = _options()
 
 
-def configure(environ: Mapping[str, str], image: Mapping[str, str]) -> Launch:
+def configure_here(environ: Mapping[str, str], image: Mapping[str, str]) -> Launch:
+    """The engine's configuration on this machine: looks at its GPUs if the preset depends on them.
+
+    Raises ConfigurationError as `configure` does.
+    """
+    return configure(environ, image, gpus.look(environ) if _preset_name(environ, image) == AUTO else None)
+
+
+def configure(environ: Mapping[str, str], image: Mapping[str, str], machine: Machine | None = None) -> Launch:
     """The engine's configuration. Also checks the worker's own variables.
 
-    Raises ConfigurationError with the problems of both.
+    machine: see `plan`. Raises ConfigurationError with the problems of both.
     """
-    problems: list[str] = []
+    errors: list[ConfigurationError] = []
     launch: Launch | None = None
     try:
-        launch = plan(environ, image)
+        launch = plan(environ, image, machine)
     except ConfigurationError as error:
-        problems += error.problems
+        errors.append(error)
     try:
         read_variables(environ)
     except ConfigurationError as error:
-        problems += error.problems
-    if launch is None or problems:
-        raise ConfigurationError(problems)
+        errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if launch is None or errors:
+        raise ConfigurationError([problem for error in errors for problem in error.problems])
     return launch
 
 
-def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None) -> Launch:
+def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None, machine: Machine | None = None) -> Launch:
     """What to launch. The environment's variables win over a preset, then the image's variables, then the defaults.
 
-    Raises ConfigurationError with every problem at once: a value that is not accepted, two names of one option with
-    different values, a reserved option.
+    machine: the GPUs that `PRESET=auto` chooses by; None if nobody has looked, and then it chooses nothing. Raises
+    ConfigurationError with every problem at once: a value that is not accepted, two names of one option with different
+    values, a reserved option, GPUs that no variant of the model fits.
     """
     problems: list[str] = []
-    chosen = _choose(environ, image or {}, problems)
+    notes: list[str] = []
+    chosen = _choose(environ, image or {}, _preset(environ, image or {}, machine, problems, notes), problems)
     arguments: list[str] = []
     for setting in chosen.values():
         option = OPTIONS[setting.name]
@@ -207,6 +228,8 @@ def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None) -> 
         api_key=given.get("--api-key"),
         models=_hub_models(given),
         download_folder=given.get("--download-dir") or None,
+        environment=tuple(AGENT_ENVIRONMENT.items()) if _is_agent(environ) else (),
+        notes=tuple(notes),
     )
 
 
@@ -233,14 +256,16 @@ def read_image_file(path: Path = IMAGE_FILE) -> dict[str, str]:
     return dict(line.split("=", 1) for line in lines if "=" in line)
 
 
-def _choose(environ: Mapping[str, str], image: Mapping[str, str], problems: list[str]) -> dict[str, Setting]:
+def _choose(
+    environ: Mapping[str, str], image: Mapping[str, str], preset: Preset | None, problems: list[str]
+) -> dict[str, Setting]:
     """The setting for each flag, in the table's order: the environment over a preset, the image and the defaults."""
-    preset = _preset(environ, problems)
     by_user, by_image = _split(environ, image)
     layers = [
         ("default", DEFAULTS),
         ("image", by_image),
         (f"preset {preset.name}" if preset else "", preset.variables if preset else {}),
+        ("AGENT", AGENT_VARIABLES if _is_agent(environ) else {}),
         ("environment", by_user),
     ]
     chosen: dict[str, Setting] = {}
@@ -258,17 +283,68 @@ def _choose(environ: Mapping[str, str], image: Mapping[str, str], problems: list
     return {flag: chosen[flag] for flag in order if flag in chosen}
 
 
-def _preset(environ: Mapping[str, str], problems: list[str]) -> Preset | None:
-    name = environ.get("PRESET", "").strip().lower()
-    if name and name not in PRESETS:
-        problems.append(f"PRESET={name!r}: expected one of {', '.join(PRESETS)}")
-    return PRESETS.get(name)
+def _preset(
+    environ: Mapping[str, str],
+    image: Mapping[str, str],
+    machine: Machine | None,
+    problems: list[str],
+    notes: list[str],
+) -> Preset | None:
+    name = _preset_name(environ, image)
+    if name not in ("", OFF, AUTO, *PRESETS):
+        problems.append(f"PRESET={name!r}: expected one of {', '.join(PRESETS)}, {AUTO}, {OFF}")
+    if name != AUTO or machine is None:
+        return PRESETS.get(name)
+    if not machine.cards:
+        without = f"PRESET=auto: no GPU is visible ({machine.problem})"
+        if "PRESET" in environ:
+            advice = "give the container one (docker: --gpus all)"
+            raise ConfigurationError([f"{without}; {advice}"], check="gpu", is_lasting=False)
+        notes.append(f"{without}: nothing is chosen, and the defaults, for 80 GB, count")
+        return None
+    try:
+        choice = gpus.choose(machine.cards, split=_split_asked_for(environ))
+    except ValueError as error:
+        problems.append(f"PRESET=auto: {error}")
+        return None
+    notes.append(f"PRESET=auto takes {choice.preset.name}: {choice.why}")
+    return choice.preset
+
+
+def _preset_name(environ: Mapping[str, str], image: Mapping[str, str]) -> str:
+    """The preset that is asked for. The image's own counts only where nothing else names the model."""
+    if "PRESET" not in environ and _names_model(environ, image):
+        return OFF
+    return environ.get("PRESET", image.get("PRESET", "")).strip().lower()
+
+
+def _is_by_image(name: str, environ: Mapping[str, str], image: Mapping[str, str]) -> bool:
+    return name in environ and image.get(name) == environ[name]
+
+
+def _names_model(environ: Mapping[str, str], image: Mapping[str, str]) -> bool:
+    """Whether the user has named a model."""
+    by_user, _ = _split(environ, image)
+    in_extra = "--model-path" in dict(values_of(_extra_arguments(environ, [])))
+    return in_extra or any(value and OPTIONS[name].flag == "--model-path" for name, value in by_user.items())
+
+
+def _split_asked_for(environ: Mapping[str, str]) -> int | None:
+    """Over how many GPUs the user splits the model; 1 for whole copies of it; None if nothing is said."""
+    given = {OPTIONS[name].flag: environ[name].strip() for name in OPTIONS if environ.get(name, "").strip()}
+    given |= dict(values_of(_extra_arguments(environ, [])))
+    split = given.get("--tp-size", "")
+    return int(split) if split.isdigit() and int(split) else 1 if given.get("--dp-size") else None
+
+
+def _is_agent(environ: Mapping[str, str]) -> bool:
+    return environ.get("AGENT", "").strip().lower() in TRUE
 
 
 def _split(environ: Mapping[str, str], image: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
     """The options' variables that the user set, and those that still have the image's values."""
     known = {name: environ[name].strip() for name in OPTIONS if name in environ}
-    by_image = {name: value for name, value in known.items() if image.get(name) == environ[name]}
+    by_image = {name: value for name, value in known.items() if _is_by_image(name, environ, image)}
     return {name: value for name, value in known.items() if name not in by_image}, by_image
 
 
@@ -353,13 +429,15 @@ def main() -> int:
     for warning in warnings_for(os.environ) if not arguments.health else ():
         print(mask(f"warning: {warning}"), file=sys.stderr)
     try:
-        launch = configure(os.environ, image)
+        launch = (configure if arguments.health else configure_here)(os.environ, image)
     except ConfigurationError as error:
         for problem in error.problems:
             print(mask(problem), file=sys.stderr)
         return 2
     if arguments.health:
         return 0 if foreground.is_healthy(launch) else 1
+    for note in launch.notes:
+        print(mask(note), file=sys.stderr)
     mask.add(launch.secrets)
     if arguments.print:
         print(mask(_overview(launch, os.environ, image)))
@@ -391,10 +469,11 @@ def _other_settings(environ: Mapping[str, str], image: Mapping[str, str]) -> Ite
     """What is not an option of SGLang: the preset, the extra arguments, the worker's own variables."""
     defaults = {"PRESET": "", EXTRA_ARGS: ""} | {variable.name: variable.default for variable in VARIABLES}
     for name, default in defaults.items():
-        value = environ.get(name, "").strip()
+        given = environ.get(name, image.get(name, ""))
+        value = given.strip()
         if not value and not default:
             continue
-        source = "default" if not value else "image" if image.get(name) == environ[name] else "environment"
+        source = "default" if not value else "image" if image.get(name) == given else "environment"
         yield Setting(name, value or default, source)
 
 

@@ -28,7 +28,7 @@ from common.errors import JobError
 from common.helper_process import HelperProcess
 from common.masking import Mask
 from common.settings import ConfigurationError
-from engine import configure, read_image_file, warnings_for
+from engine import configure_here, read_image_file, warnings_for
 from gateway.deliver import Upstream, as_job_error, create_client
 from gateway.error_events import error_event
 from gateway.errors import make_presentable
@@ -145,11 +145,13 @@ def main() -> NoReturn:
     for warning in warnings_for(os.environ):
         log.warning("%s", warning)
     try:
-        launch = configure(os.environ, read_image_file())
+        launch = configure_here(os.environ, read_image_file())
         settings, worker_settings = GatewaySettings.from_environ(os.environ), WorkerSettings.from_environ(os.environ)
         engine_settings = EngineSettings.from_environ(os.environ)
     except ConfigurationError as error:
         serverless.refuse(invocation, error)
+    for note in launch.notes:
+        log.info("%s", note)
     invocation.mask.add(launch.secrets)
     _check_ports(invocation, launch)
     can_stream = invocation.platform.takes_streams

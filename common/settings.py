@@ -7,16 +7,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# How a variable says yes and no.
+TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
 Parser = tuple[str, Callable[[str], Any]]
 """What a variable accepts, in words that complete "expected …", and the function from its text to its value."""
 
 
 class ConfigurationError(Exception):
-    """The environment holds values that the worker cannot use; `problems` has one sentence for each."""
+    """The environment holds values that the worker cannot use; `problems` has one sentence for each.
 
-    def __init__(self, problems: list[str]) -> None:
+    check: one word for what was found wanting, for the platform. is_lasting: whether every other host would refuse too.
+    """
+
+    def __init__(self, problems: list[str], *, check: str = "settings", is_lasting: bool = True) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.check = check
+        self.is_lasting = is_lasting
 
 
 @dataclass(frozen=True)
@@ -111,6 +119,17 @@ def milliseconds(most: int) -> Parser:
         return value / 1000
 
     return f"a number of milliseconds from 0 to {most}", parse
+
+
+def switch() -> Parser:
+    """On or off."""
+
+    def parse(text: str) -> bool:
+        if text.lower() not in TRUE + FALSE:
+            raise ValueError(text)
+        return text.lower() in TRUE
+
+    return "true or false", parse
 
 
 def word(words: tuple[str, ...]) -> Parser:

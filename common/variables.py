@@ -23,6 +23,7 @@ from common.settings import (
     readable,
     seconds,
     seconds_or_none,
+    switch,
     variable,
     word,
 )
@@ -69,6 +70,13 @@ def _hosts() -> Parser:
 
 
 VARIABLES = (
+    variable(
+        "AGENT",
+        "false",
+        switch(),
+        "sets the engine up for coding agents: earlier reasoning stays in the prompt, and tool calls keep to their "
+        "schema",
+    ),
     variable("MAX_CONCURRENCY", 300, count(), "jobs handled at once"),
     variable(
         "REQUEST_TIMEOUT_SECONDS",

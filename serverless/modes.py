@@ -116,7 +116,7 @@ def refuse(invocation: Invocation, error: ConfigurationError) -> NoReturn:
     if invocation.platform is PlatformName.LOCAL:
         invocation.refuse(error)
     invocation.log_problems(error)
-    refusal = StartError("; ".join(error.problems), check="settings", is_lasting=True)
+    refusal = StartError("; ".join(error.problems), check=error.check, is_lasting=error.is_lasting)
     settings = WorkerSettings.from_environ(without_wrong_variables(os.environ))
     run(invocation, lifespan_that_fails(refusal), settings, concurrency=1, refusal=refusal)
 

@@ -43,6 +43,12 @@ class Launch:
     download_folder: str | None = None
     """SGLang's --download-dir."""
 
+    environment: tuple[tuple[str, str], ...] = ()
+    """Variables for the engine's process; those that are set already win."""
+
+    notes: tuple[str, ...] = ()
+    """What has been chosen for the user, and why: a line each."""
+
     def with_models_on_disk(self, environ: Mapping[str, str]) -> Launch:
         """The same, with a folder in place of each model that is completely on disk; the others stay in `models`."""
         where = hub.caches(environ, self.download_folder)
@@ -93,4 +99,10 @@ class Launch:
         offline = {"HF_HUB_OFFLINE": "1"} if self.is_offline else {}
         # How often SGLang checks whether the caller of an unstreamed request is still there; its own default is 4 s.
         hang_ups = {"SGLANG_REQUEST_STATE_WAIT_TIMEOUT": "1"}
-        return {**hang_ups, **environ, **offline, "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false"}
+        return {
+            **hang_ups,
+            **dict(self.environment),
+            **environ,
+            **offline,
+            "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
+        }

@@ -18,9 +18,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-TABLE_FILE = Path(__file__).with_name("sglang_options.json")
+from common.settings import FALSE as FALSE
+from common.settings import TRUE as TRUE
 
-TRUE, FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+TABLE_FILE = Path(__file__).with_name("sglang_options.json")
 
 # What argparse reads as a negative number rather than an option (_negative_number_matcher).
 _NEGATIVE_NUMBER = re.compile(r"-\d+|-\d*\.\d+")

@@ -37,13 +37,17 @@ class Weights:
     most_context: int | None = None
     """The longest context that it is known to work with; None for the model's own."""
 
-    def cache_tokens(self, memory_gb: float) -> int:
-        """How many tokens of KV cache fit beside the weights into a memory of so many GB (10^9 bytes)."""
-        return int((memory_gb * STATIC_SHARE - self.size_gb) * 1e9 / KV_BYTES_PER_TOKEN)
+    def free_gb(self, memory_gb: float, cards: int = 1) -> float:
+        """What a card has for the KV cache, in GB (10^9 bytes), if the weights are split over so many cards."""
+        return memory_gb * STATIC_SHARE - self.size_gb / cards
 
-    def fits(self, memory_gb: float, capability: tuple[int, int]) -> bool:
-        """Whether a GPU runs it with a context that is worth having."""
-        return capability >= self.capability and self.cache_tokens(memory_gb) >= _CONTEXTS[-1]
+    def cache_tokens(self, memory_gb: float, cards: int = 1) -> int:
+        """How many tokens of KV cache fit. Each card has the whole cache: MLA's has one head, which cannot be split."""
+        return int(self.free_gb(memory_gb, cards) * 1e9 / KV_BYTES_PER_TOKEN)
+
+    def fits(self, memory_gb: float, capability: tuple[int, int], cards: int = 1) -> bool:
+        """Whether these cards run it with a context that is worth having."""
+        return capability >= self.capability and self.cache_tokens(memory_gb, cards) >= _CONTEXTS[-1]
 
 
 BF16 = Weights("bf16", 62.4, (8, 0))
@@ -89,10 +93,13 @@ class Preset:
     sources: dict[str, str]
     """Variable -> source; `card` for the source of the preset as a whole."""
 
+    cards: int = 1
+    """Over how many of these cards the weights are split."""
+
     @property
     def cache_tokens(self) -> int:
         """Tokens of KV cache beside the weights, by arithmetic."""
-        return self.weights.cache_tokens(self.memory_gb)
+        return self.weights.cache_tokens(self.memory_gb, self.cards)
 
     def is_for(self, product: str) -> bool:
         """Whether a card with this name in nvidia-smi is the preset's."""
@@ -108,17 +115,17 @@ def preset_of(
     product: str = "$^",
     *,
     source: str = "",
+    cards: int = 1,
 ) -> Preset:
     """The preset of a card: its weights' variables, a context that fits, and an attention back end where it needs one.
 
-    memory_gb: of one card, or of several together. source: of the preset as a whole; by default, its arithmetic.
+    memory_gb: of one card. source: of the preset as a whole, besides its arithmetic.
     """
     variables, sources = dict(weights.variables), dict(weights.sources)
-    tokens = weights.cache_tokens(memory_gb)
-    free = memory_gb * STATIC_SHARE - weights.size_gb
+    tokens, free = weights.cache_tokens(memory_gb, cards), weights.free_gb(memory_gb, cards)
     arithmetic = (
-        f"arithmetic: {memory_gb:g} GB x {STATIC_SHARE} - {weights.size_gb:g} GB of {weights.name} weights = "
-        f"{free:.1f} GB, {tokens:,} tokens of KV cache"
+        f"arithmetic: {memory_gb:.4g} GB x {STATIC_SHARE} - {weights.size_gb / cards:.3g} GB of {weights.name} weights "
+        f"= {free:.1f} GB, {tokens:,} tokens of KV cache"
     )
     if (context := _context(weights, tokens)) is not None:
         variables["CONTEXT_LENGTH"] = str(context)
@@ -130,8 +137,11 @@ def preset_of(
             ("ATTENTION_BACKEND", "SPECULATIVE_DRAFT_ATTENTION_BACKEND"),
             f"{MODEL_CARD} asks for it on Blackwell, where {BACKENDS}, takes flashinfer (on sm_120 it takes triton)",
         )
+    if cards > 1:
+        variables["TENSOR_PARALLEL_SIZE"] = str(cards)
+        sources["TENSOR_PARALLEL_SIZE"] = "all the cards that there are: the 20 attention heads split over 1, 2 or 4"
     sources["card"] = "; ".join(part for part in (source, arithmetic) if part)
-    return Preset(name, card, weights, memory_gb, capability, product, variables, sources)
+    return Preset(name, card, weights, memory_gb, capability, product, variables, sources, cards)
 
 
 def _context(weights: Weights, tokens: int) -> int | None:

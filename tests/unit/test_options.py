@@ -149,7 +149,7 @@ def test_every_mistake_is_told_at_once_with_what_is_accepted() -> None:
             }
         )
     assert refused.value.problems == [
-        f"PRESET='h101': expected one of {', '.join(PRESETS)}",
+        f"PRESET='h101': expected one of {', '.join(PRESETS)}, auto, off",
         "NNODES is reserved: one worker is one machine; scale out with more workers",
         "TP_SIZE and TENSOR_PARALLEL_SIZE both set --tp-size, to different values",
         "DTYPE='bflot16': expected one of auto, bfloat16, float, float16, float32, half (did you mean 'bfloat16'?)",
