@@ -14,7 +14,6 @@ if __name__ == "__main__":
 import logging
 import os
 import sys
-import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -24,6 +23,7 @@ from typing import NoReturn
 from dotenv import load_dotenv
 
 import serverless
+from common import job_record
 from common.errors import JobError
 from common.helper_process import HelperProcess
 from common.masking import Mask
@@ -55,28 +55,23 @@ def create_handler(intake: Intake, upstream: Upstream, *, request_timeout_second
     """
 
     async def handler(job: Job) -> AsyncGenerator[Output, None]:
-        began, events_sent = time.monotonic(), False
+        record, events_sent = job_record.current(), False
         try:
             request = await intake.request_of(job.get("input"))
+            record.route, record.streamed = request.path, request.stream
             async with aclosing(upstream.deliver(request, label=f"job {job.get('id')}")) as outputs:
                 async for output in outputs:
                     yield output
                     events_sent = events_sent or isinstance(output, str)
-            how = "streamed" if request.stream else "answered"
-            log.info("job %s: %s %s %s in %.2f s", job.get("id"), request.method, request.path, how, _since(began))
         except Exception as exception:
             error = as_job_error(exception, request_timeout_seconds=request_timeout_seconds)
             make_presentable(error, mask)
-            log.warning("job %s: failed after %.2f s: %d %s", job.get("id"), _since(began), error.code, error.type)
+            record.code, record.error_type = error.code, error.type
             if events_sent or isinstance(exception, ErrorEvent):
                 yield error_event(error, path_asked_for(job.get("input")))
             yield {"error": error.as_json()}
 
     return handler
-
-
-def _since(began: float) -> float:
-    return time.monotonic() - began
 
 
 @asynccontextmanager

@@ -72,6 +72,15 @@ class JobError(Exception):
         return json_text(self.payload())
 
 
+def code_of(error: str) -> int | None:
+    """The HTTP status in a failed job's error; None if it has none, as a user's handler may report any text."""
+    try:
+        code = json.loads(error)["error"]["code"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return code if isinstance(code, int) and 400 <= code <= 599 else None
+
+
 class UnavailableError(JobError):
     """There is nobody to answer: the engine is down, or the worker is stopping."""
 

@@ -11,11 +11,13 @@ from http import HTTPStatus
 
 import httpx
 
+from common import job_record
 from common.errors import AnswerCutOffError, JobError, UnavailableError, type_and_place
 from gateway import response, sse
 from gateway.errors import EngineTimeoutError, ResponseTooLargeError, UpstreamError, from_response
 from gateway.request import UpstreamRequest
 from gateway.response import ErrorEvent, Output
+from gateway.usage import Watch
 from gateway.vocabulary import Vocabulary
 from sglang_engine.supervisor import Exchange, Supervisor
 from sglang_engine.suspects import Ticket
@@ -73,9 +75,10 @@ class Upstream:
         Raises JobError, ErrorEvent for an error inside the stream, and httpx.TransportError; `as_job_error` says what
         they mean to the client.
         """
-        ticket = Ticket(label)
+        ticket, record = Ticket(label), job_record.current()
         try:
             while not ticket.is_given_up:
+                record.replayed = bool(ticket.deaths)
                 async with self._supervisor.exchange(ticket) as exchange:
                     try:
                         if request.token_ids is not None:
@@ -97,17 +100,25 @@ class Upstream:
         raise UnavailableError(f"the engine died under this job, and again when it was sent once more: {reason}{cause}")
 
     async def _forward(self, request: UpstreamRequest, exchange: Exchange) -> AsyncGenerator[Output, None]:
+        watch = Watch(job_record.current())
         async with self._send(request) as answer:
             exchange.progressed()
             if answer.status_code >= HTTPStatus.MULTIPLE_CHOICES:
                 raise from_response(answer.status_code, await self._whole(answer))
             content_type = answer.headers.get("Content-Type", "")
             if content_type.startswith("text/event-stream"):
-                async with aclosing(response.events(_Observed(answer.aiter_raw(), exchange), self._pacer)) as outputs:
-                    async for output in outputs:
-                        yield output
+                chunks = _Observed(answer.aiter_raw(), exchange)
+                try:
+                    async with aclosing(response.events(chunks, self._pacer, watch.events)) as outputs:
+                        async for output in outputs:
+                            yield output
+                finally:
+                    watch.end_of_events()
             else:
-                yield response.parsed(await self._whole(answer), is_json=content_type.startswith("application/json"))
+                body = await self._whole(answer)
+                whole = response.parsed(body, is_json=content_type.startswith("application/json"))
+                watch.whole(len(body), whole)
+                yield whole
 
     async def _whole(self, answer: httpx.Response) -> bytes:
         """The body of an answer that is not streamed. The engine starts to send it only when it has all of it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
@@ -31,14 +31,17 @@ class ErrorEvent(Exception):
         self.error = error
 
 
-async def events(chunks: AsyncIterator[bytes], pacer: sse.Pacer) -> AsyncGenerator[str, None]:
+async def events(
+    chunks: AsyncIterator[bytes], pacer: sse.Pacer, seen: Callable[[bytes], None] = lambda _: None
+) -> AsyncGenerator[str, None]:
     """The stream's events, batched at the pacer's pace.
 
     Raises ErrorEvent for an error among them, and AnswerCutOffError for a stream that ends early, that is, without the
-    event that ends every complete stream. An incomplete event is dropped.
+    event that ends every complete stream. An incomplete event is dropped. seen: called with each batch.
     """
     async with aclosing(sse.batches(chunks, pacer=pacer)) as batches:
         async for data in batches:
+            seen(data)
             # JSON escapes quotes inside text, so these bytes are always one of the engine's own keys or values.
             if b'"error"' in data or b'"abort"' in data:
                 begin = 0

@@ -17,12 +17,14 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvloop
 
 from common.descriptors import raise_descriptor_limit
-from common.errors import JobError, StartError, UnavailableError
+from common.errors import JobError, StartError, UnavailableError, code_of
+from common.job_record import JobRecord, Outcome
 from common.logs import set_log_level
 from common.masking import Mask
 from common.memory import give_back_large_blocks
@@ -161,10 +163,8 @@ async def _answer_one(work: Work, job: Job) -> int:
     error: str | None = None
     with stop_on_signals() as stop:
         try:
-            async with work.lifespan() as service, aclosing(service.handler(job)) as answer:
-                async for output in answer:
-                    if (error := error_of(output)) is None:
-                        outputs.append(output)
+            async with work.lifespan() as service:
+                error = await _answer(service, job, outputs)
         except StartError as exception:
             log.error("%s", exception)
             error = UnavailableError(str(exception)).as_json()
@@ -181,6 +181,25 @@ async def _answer_one(work: Work, job: Job) -> int:
     if error:
         report["error"] = error
     return _print_report(report)
+
+
+async def _answer(service: Service, job: Job, outputs: list[Any]) -> str | None:
+    """Run the handler for a job, and add its outputs to the list. Returns the error if it reports one."""
+    record, error = JobRecord.begin(str(job["id"])), None
+    with record.in_context():
+        try:
+            async with aclosing(service.handler(job)) as answer:
+                async for output in answer:
+                    if (error := error_of(output)) is None:
+                        outputs.append(output)
+        except BaseException as exception:
+            record.end(Outcome.CANCELLED if isinstance(exception, asyncio.CancelledError) else Outcome.FAILED)
+            raise
+        if error is None:
+            record.end(Outcome.COMPLETED, HTTPStatus.OK)
+        else:
+            record.end(Outcome.FAILED, code_of(error))
+    return error
 
 
 def _print_report(report: dict[str, Any]) -> int:

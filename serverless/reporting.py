@@ -45,8 +45,8 @@ class Reporter:
             log.error("job %s: a part of its stream was not taken by the platform: %s", job["id"], error)
         return error
 
-    async def offer_output(self, job: Job, output: Any) -> None:
-        """Try once to send a whole answer ahead of the result, which has it too."""
+    async def offer_output(self, job: Job, output: Any) -> PlatformError | None:
+        """Try once to send a whole answer ahead of the result, which has it too. Returns the error if it failed."""
         try:
             async with asyncio.timeout(OFFER_SECONDS):
                 error = await _until_taken(lambda: self._platform.post_output(job, output), 0.0)
@@ -54,6 +54,7 @@ class Reporter:
             error = PlatformError(f"no answer within {OFFER_SECONDS:g} s")
         if error is not None:
             log.info("job %s: its answer was not taken as an output (%s); the result has it", job["id"], error)
+        return error
 
     async def report_last_event(self, job: Job, event: Any, *, most_seconds: float = LAST_EVENT_RETRY_SECONDS) -> None:
         """Send the event that ends a broken-off stream, as soon as the platform takes it."""
@@ -65,15 +66,16 @@ class Reporter:
         if error is not None:
             log.error("job %s: its stream could not be ended with an error: %s", job["id"], error)
 
-    async def report_result(self, job: Job, result: dict[str, Any]) -> None:
-        """Send the result. If it is refused for good, send an error that says so instead."""
+    async def report_result(self, job: Job, result: dict[str, Any]) -> dict[str, Any] | None:
+        """Send the result. If it is refused for good, send an error that says so instead. Returns what was taken."""
         error = await _until_taken(lambda: self._platform.post_result(job, result), RESULT_RETRY_SECONDS)
         if error is None:
-            return
+            return result
         log.error("job %s: the result was not taken by the platform: %s", job["id"], error)
         if "output" in result and error.is_final:
             refused = JobError(f"the platform did not take this job's result: {error}", code=502)
-            await self.report_result(job, {"error": refused.as_json()})
+            return await self.report_result(job, {"error": refused.as_json()})
+        return None
 
 
 async def _until_taken(post: Callable[[], Awaitable[None]], most_seconds: float) -> PlatformError | None:

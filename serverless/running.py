@@ -7,9 +7,11 @@ import json
 import logging
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 
-from common.errors import AnswerCutOffError, JobError, UnavailableError, type_and_place
+from common.errors import AnswerCutOffError, JobError, UnavailableError, code_of, type_and_place
+from common.job_record import JobRecord, Outcome
 from common.large_json import LargeJson
 from common.tasks import cancel
 from serverless.platform import Delivery, Platform, PlatformError
@@ -37,12 +39,15 @@ class _Run:
     """One job in flight: what it has sent so far, and its state."""
 
     job: Job
+    record: JobRecord
     task: asyncio.Task[None] = field(init=False)
     outputs: list[Any] = field(default_factory=list)
     is_reporting: bool = False
     """Its result is known and being sent."""
     is_unwanted: bool = False
     """The platform has stopped it; nobody is waiting for a result."""
+    is_reported_apart: bool = False
+    """Its handler is still busy; its end is reported by another task."""
     break_off: JobError | None = None
     """Why its stream ended early: a part was not taken."""
     ending: asyncio.Task[None] | None = None
@@ -88,7 +93,7 @@ class Runner:
                 run.successor = job
             return run.is_unwanted
         self._platform.begun(job_id)
-        run = self._runs[job_id] = _Run(job)
+        run = self._runs[job_id] = _Run(job, JobRecord.begin(job_id))
         self.idle.clear()
         run.task = asyncio.create_task(self._run(run), name=f"job {job_id}")
         run.task.add_done_callback(lambda task: self._ended(job_id, task))
@@ -123,7 +128,7 @@ class Runner:
         reports = {run.task for run in runs}
         for run in runs:
             if not (run.task.done() or run.is_reporting or run.is_unwanted):  # its handler is still busy
-                run.is_unwanted = True
+                run.is_unwanted = run.is_reported_apart = True
                 reports.add(asyncio.create_task(self._report_over_its_head(run)))
         rest = max(deadline - asyncio.get_running_loop().time(), 0.0)
         _, unreported = await asyncio.wait(reports, timeout=rest)
@@ -142,6 +147,8 @@ class Runner:
         self._platform.ended(job_id)
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("job %s: lost, its task raised %s:\n%s", job_id, *type_and_place(error))
+        if not run.is_reported_apart:  # else it has ended already
+            run.record.end(Outcome.CANCELLED if run.is_unwanted else Outcome.UNDELIVERED)
         self.slot_free.set()
         if run.successor is not None:
             self.begin(run.successor)
@@ -149,12 +156,13 @@ class Runner:
             self.idle.set()
 
     async def _run(self, run: _Run) -> None:
-        try:
-            result = await self._result_of(run)
-            if not run.is_unwanted:
-                await self._report(run, result)
-        finally:
-            await cancel(run.ending)
+        with run.record.in_context():
+            try:
+                result = await self._result_of(run)
+                if not run.is_unwanted:
+                    await self._report(run, result)
+            finally:
+                await cancel(run.ending)
 
     async def _result_of(self, run: _Run) -> dict[str, Any]:
         """Run the handler to its end, whatever it raises; returns the result to report.
@@ -197,9 +205,11 @@ class Runner:
 
     async def _send(self, run: _Run, output: Any) -> None:
         """Send an output now. If a part of a stream is not taken, nothing follows it but an error event."""
-        if self._service.is_whole_answer(output):
-            await self._reporter.offer_output(run.job, output)
-        elif error := await self._reporter.report_output(run.job, output):
+        is_whole = self._service.is_whole_answer(output)
+        send = self._reporter.offer_output if is_whole else self._reporter.report_output
+        error = await send(run.job, output)
+        run.record.outputs += error is None
+        if error is not None and not is_whole:
             run.break_off = _break_off_of(error)
             if self._service.error_event is not None:
                 event = self._service.error_event(run.job, run.break_off)
@@ -219,7 +229,15 @@ class Runner:
         if run.ending is not None:
             # The stream's last event goes first: once the platform has the result, it takes no more events.
             await asyncio.wait({run.ending}, timeout=LAST_EVENT_SECONDS if self._closed else None)
-        await self._reporter.report_result(run.job, result)
+        taken = await self._reporter.report_result(run.job, result)
+        run.record.end(*_end_of(taken))
+
+
+def _end_of(taken: dict[str, Any] | None) -> tuple[Outcome, int | None]:
+    """How a job ended, from the result that the platform took; its code, if that says one."""
+    if taken is None:
+        return Outcome.UNDELIVERED, None
+    return (Outcome.FAILED, code_of(taken["error"])) if "error" in taken else (Outcome.COMPLETED, HTTPStatus.OK)
 
 
 def _id_of(job: Any) -> str | None:

@@ -21,6 +21,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
 
+from common import job_record
 from common.errors import UnavailableError, type_and_place
 from common.tasks import cancel, reason_of_end
 from sglang_engine.errors import EngineError
@@ -145,7 +146,8 @@ class Supervisor:
 
         Raises UnavailableError if the engine is given up, or too many requests are already waiting for it.
         """
-        await self._wait_for_turn(ticket)
+        with job_record.current().waiting():
+            await self._wait_for_turn(ticket)
         exchange = Exchange(self, ticket)
         self._exchanges.add(exchange)
         try:
