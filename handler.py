@@ -27,7 +27,7 @@ from common import job_record
 from common.errors import JobError
 from common.helper_process import HelperProcess
 from common.masking import Mask
-from common.settings import ConfigurationError
+from common.settings import Concurrency, ConfigurationError
 from engine import configure_here, read_image_file, warnings_for
 from gateway.deliver import Upstream, as_job_error, create_client
 from gateway.error_events import error_event
@@ -37,6 +37,7 @@ from gateway.request import build_request
 from gateway.response import ErrorEvent, Output
 from gateway.settings import GatewaySettings
 from serverless import Job, JobHandler, WorkerSettings
+from sglang_engine.capacity import Capacity
 from sglang_engine.launch import Launch
 from sglang_engine.process import Engine
 from sglang_engine.settings import EngineSettings
@@ -82,6 +83,7 @@ async def service(
     mask: Mask,
     *,
     can_stream: bool,
+    concurrency: Concurrency,
 ) -> AsyncGenerator[serverless.Service, None]:
     """Start the engine and wait until it is warm; give a service that answers jobs with it; stop it at the end.
 
@@ -90,7 +92,12 @@ async def service(
     client = create_client(
         launch.base_url, api_key=launch.api_key, request_timeout_seconds=settings.request_timeout_seconds
     )
-    async with HelperProcess() as helper, client, Supervisor(Engine(launch, mask), engine_settings) as supervisor:
+    async with (
+        HelperProcess() as helper,
+        client,
+        Supervisor(Engine(launch, mask), engine_settings) as supervisor,
+        Capacity.of(client, supervisor, concurrency) as capacity,
+    ):
         intake = Intake(helper, settings, served_model_name=launch.served_model_name, can_stream=can_stream)
         upstream = Upstream(
             client,
@@ -107,6 +114,7 @@ async def service(
             error_event=lambda job, error: error_event(error, path_asked_for(job.get("input"))),
             is_whole_answer=lambda output: not isinstance(output, str),
             takes_large_json=True,
+            capacity=capacity,
         )
 
 
@@ -149,12 +157,20 @@ def main() -> NoReturn:
         log.info("%s", note)
     invocation.mask.add(launch.secrets)
     _check_ports(invocation, launch)
-    can_stream = invocation.platform.takes_streams
+    can_stream, concurrency = invocation.platform.takes_streams, worker_settings.max_concurrency
     serverless.run(
         invocation,
-        partial(service, launch, settings, engine_settings, invocation.mask, can_stream=can_stream),
+        partial(
+            service,
+            launch,
+            settings,
+            engine_settings,
+            invocation.mask,
+            can_stream=can_stream,
+            concurrency=concurrency,
+        ),
         worker_settings,
-        concurrency=worker_settings.max_concurrency,
+        concurrency=None if concurrency.is_auto else concurrency.most,
         aggregates=True,
         check=partial(refusal_of, settings=settings, launch=launch),
     )

@@ -19,6 +19,7 @@ from httpx_aiohttp import AiohttpTransport
 import handler
 import serverless
 from gateway import deliver, sse
+from sglang_engine.capacity import FALLBACK_JOBS
 
 
 def as_it_is() -> None:
@@ -112,7 +113,7 @@ def sdk_loop() -> None:
             async for output in service[0].handler(job):
                 yield output
 
-        most: Callable[[int], int] = lambda _: settings.max_concurrency  # noqa: E731
+        most: Callable[[int], int] = lambda _: settings.max_concurrency.most or FALLBACK_JOBS  # noqa: E731
         os.environ["RUNPOD_LOG_LEVEL"] = "INFO"
         runpod.serverless.start({"handler": answer, "return_aggregate_stream": True, "concurrency_modifier": most})
         sys.exit()

@@ -88,6 +88,27 @@ def count(least: int = 1, most: float = math.inf) -> Parser:
     return f"a whole number {span}", parse
 
 
+@dataclass(frozen=True)
+class Concurrency:
+    """How many jobs at once: `most`, which is a ceiling (None: without one) if the engine is asked for the number."""
+
+    is_auto: bool
+    most: int | None = None
+
+
+def concurrency() -> Parser:
+    """A whole number above zero, `auto`, or `auto:` and such a number; its value is a `Concurrency`."""
+    expected, parse_count = count()
+
+    def parse(text: str) -> Concurrency:
+        word, colon, most = text.lower().partition(":")
+        if word.strip() != "auto":
+            return Concurrency(is_auto=False, most=parse_count(text))
+        return Concurrency(is_auto=True, most=parse_count(most) if colon else None)
+
+    return f"{expected}, auto, or auto with a ceiling such as auto:64", parse
+
+
 def seconds() -> Parser:
     """A time in seconds, above zero."""
 

@@ -17,6 +17,7 @@ from common.logs import LOG_LEVELS
 from common.settings import (
     Parser,
     any_text,
+    concurrency,
     count,
     milliseconds,
     read,
@@ -77,7 +78,12 @@ VARIABLES = (
         "sets the engine up for coding agents: earlier reasoning stays in the prompt, and tool calls keep to their "
         "schema",
     ),
-    variable("MAX_CONCURRENCY", 300, count(), "jobs handled at once"),
+    variable(
+        "MAX_CONCURRENCY",
+        "auto",
+        concurrency(),
+        "jobs handled at once; auto: what the engine can run, as it says itself, and a small reserve",
+    ),
     variable(
         "REQUEST_TIMEOUT_SECONDS",
         10 * MINUTES,

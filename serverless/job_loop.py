@@ -39,15 +39,21 @@ class JobLoop:
         platform: Platform,
         service: Service,
         *,
-        concurrency: Callable[[int], int],
+        concurrency: Callable[[int], int] | None,
         delivery: Delivery = STREAMED,
     ) -> None:
         """concurrency: takes the current number of jobs at once (1 at first) and returns the new one; called before
-        each poll; 0 takes no more.
+        each poll; 0 takes no more. None: what the service can take, or one if it does not know.
         """
         self._platform = platform
         self._runner = Runner(platform, service, delivery=delivery)
-        self._taker = Taker(platform, self._runner, concurrency=concurrency, wait_until_ready=service.wait_until_ready)
+        self._taker = Taker(
+            platform,
+            self._runner,
+            concurrency=concurrency,
+            capacity=service.capacity if concurrency is None else None,
+            wait_until_ready=service.wait_until_ready,
+        )
         self._taking: asyncio.Task[None] | None = None
         self._cancelling: asyncio.Task[None] | None = None
 

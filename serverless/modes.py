@@ -58,11 +58,12 @@ GC_THRESHOLDS = (20_000, 20, 20)
 
 @dataclass(frozen=True)
 class Work:
-    """Everything a mode needs: what answers jobs, how its outputs are delivered, how many jobs run at once."""
+    """Everything a mode needs: what answers jobs, how its outputs are delivered, how many jobs run at once
+    (None: what the service can take)."""
 
     lifespan: Lifespan
     delivery: Delivery
-    concurrency: Callable[[int], int]
+    concurrency: Callable[[int], int] | None
     settings: WorkerSettings
     platform: PlatformName
     check: Callable[[Job], JobError | None]
@@ -75,7 +76,7 @@ def run(
     lifespan: Lifespan,
     settings: WorkerSettings,
     *,
-    concurrency: int | Callable[[int], int],
+    concurrency: int | Callable[[int], int] | None,
     streams: bool = True,
     aggregates: bool = False,
     check: Callable[[Job], JobError | None] = lambda _: None,
@@ -83,10 +84,11 @@ def run(
 ) -> NoReturn:
     """Answer jobs in the mode that the invocation asks for; ends the process.
 
-    concurrency: jobs at once, or a function that takes the current number and returns the new one. streams: whether a
-    job may have several outputs, each sent as it comes. aggregates: whether these are the job's result too. check: what
-    is wrong with a job, as far as that can be told before the service starts; local mode asks, so as not to start it
-    for a job that will be refused. refusal: what is wrong with the settings, if that is why the service will not start.
+    concurrency: jobs at once, or a function that takes the current number and returns the new one; None: as many as the
+    service can take (`Service.capacity`). streams: whether a job may have several outputs, each sent as it comes.
+    aggregates: whether these are the job's result too. check: what is wrong with a job, as far as that can be told
+    before the service starts; local mode asks, so as not to start it for a job that will be refused. refusal: what is
+    wrong with the settings, if that is why the service will not start.
     """
     arguments = invocation.arguments
     os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK logs at DEBUG and prints every output
@@ -99,7 +101,7 @@ def run(
         delivery=_delivery(
             invocation.platform, streams=streams, aggregates=aggregates or arguments.test_job is not None
         ),
-        concurrency=concurrency if callable(concurrency) else lambda _: concurrency,
+        concurrency=(lambda _: concurrency) if isinstance(concurrency, int) else concurrency,
         settings=settings,
         platform=invocation.platform,
         check=check,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from common.errors import JobError
 
@@ -14,6 +14,17 @@ Job = dict[str, Any]
 
 JobHandler = Callable[[Job], AsyncGenerator[Any, None]]
 """An async generator function of a job. It yields outputs; `{"error": text}` is the last one of a failed job."""
+
+
+class Capacity(Protocol):
+    """How many jobs a service can take at once, where it knows."""
+
+    @property
+    def at_once(self) -> int:
+        """The number to have in flight at most, at this moment."""
+
+    async def wait_until_above(self, jobs: int) -> None:
+        """Return once `at_once` is more than this."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +37,8 @@ class Service:
     error_event: turns an error into the last event of a job's broken-off stream; None if outputs are not events.
     is_whole_answer: whether an output is its job's entire answer, which the result will have too.
     takes_large_json: whether the handler takes a large input as LargeJson; else it gets every input parsed.
+    capacity: how many jobs at once it can take; None if it does not know. A number or a concurrency modifier given to
+      `run` goes before it.
     """
 
     handler: JobHandler
@@ -34,6 +47,7 @@ class Service:
     error_event: Callable[[Job, JobError], str] | None = None
     is_whole_answer: Callable[[Any], bool] = lambda _: False
     takes_large_json: bool = False
+    capacity: Capacity | None = None
 
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Service]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from common.settings import Concurrency
 from common.variables import read_variables
 
 
@@ -12,7 +13,7 @@ from common.variables import read_variables
 class WorkerSettings:
     """This package's part of the worker's variables; `common.variables` says what each one means."""
 
-    max_concurrency: int
+    max_concurrency: Concurrency
     shutdown_timeout_seconds: float
     failed_start_seconds: float
     local_api_key: str | None

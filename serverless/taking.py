@@ -6,11 +6,14 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any
 
 from common.errors import JobError
+from common.tasks import cancel
 from serverless.platform import Platform
 from serverless.polling import Poll, Poller
 from serverless.running import Runner
+from serverless.service import Capacity
 
 log = logging.getLogger("worker.jobs")
 
@@ -31,14 +34,16 @@ class Taker:
         platform: Platform,
         runner: Runner,
         *,
-        concurrency: Callable[[int], int],
+        concurrency: Callable[[int], int] | None = None,
+        capacity: Capacity | None = None,
         wait_until_ready: Callable[[], Awaitable[None]],
     ) -> None:
-        """concurrency, wait_until_ready: see `JobLoop`."""
+        """concurrency, wait_until_ready: see `JobLoop`. capacity: what the service can take, where that decides."""
         self._platform = platform
         self._runner = runner
-        self._concurrency = concurrency
-        self._capacity = 1
+        self._concurrency = concurrency or ((lambda _: capacity.at_once) if capacity is not None else lambda _: 1)
+        self._capacity = capacity
+        self._at_once = 1
         self._wait_until_ready = wait_until_ready
         self._stopping = asyncio.Event()
         self._poller = Poller("take jobs")
@@ -73,15 +78,21 @@ class Taker:
         If the user's function fails, the number of slots stays as it was.
         """
         try:
-            self._capacity = int(self._concurrency(self._capacity))
+            self._at_once = int(self._concurrency(self._at_once))
         except Exception as error:
-            log.error("the concurrency modifier raised %s; still %d jobs at once", type(error).__name__, self._capacity)
-        return self._capacity - len(self._runner) + min(self._runner.reporting, self._capacity)
+            log.error("the concurrency modifier raised %s; still %d jobs at once", type(error).__name__, self._at_once)
+        return self._at_once - len(self._runner) + min(self._runner.reporting, self._at_once)
 
     async def _wait_for_slot(self) -> None:
+        """Wait until a job ends, the service can take more, or it is time to ask for the number of slots again."""
         self._runner.slot_free.clear()
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._runner.slot_free.wait(), CONCURRENCY_SECONDS)
+        waiting: list[asyncio.Task[Any]] = [asyncio.create_task(self._runner.slot_free.wait())]
+        if self._capacity is not None:
+            waiting.append(asyncio.create_task(self._capacity.wait_until_above(self._at_once)))
+        try:
+            await asyncio.wait(waiting, timeout=CONCURRENCY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel(*waiting)
         await self._pause(GATHERING_SECONDS)
 
     async def _take(self, poll: Poll, most: int) -> None:

@@ -6,6 +6,7 @@
 - `launch`: the result of planning, ready to be started.
 - `process`: one life of the child process; `output`: what it writes; `supervisor`: its restarts; `failure_causes`: why
   it ended.
+- `capacity`: how many jobs it can take at once, from its `loads` by way of an `estimate`.
 - `transport`: the connections to it. `foreground`: SGLang in place of this process, without a worker.
 - `guarded` and `guard`: a process whose descendants end with it. `posix`: other processes, and how to see them end.
 """

@@ -105,9 +105,12 @@ class Supervisor:
         """How many engines have died so far, which is also the number of the present one, counted from 0."""
         self.last_progress = time.monotonic()
         self.suspects = Suspects()
+        self.requests_ended = 0
+        """How many requests have ended so far, however they did."""
         self._engine = engine
         self._settings = settings
         self._exchanges: set[Exchange] = set()
+        self._requested = asyncio.Event()  # set while there are any
         self._waiting = 0
         self._restarts: dict[int, float] = {}  # life -> when it was followed by a restart
         self._deaths: list[str] = []  # life -> why that engine died
@@ -150,10 +153,27 @@ class Supervisor:
             await self._wait_for_turn(ticket)
         exchange = Exchange(self, ticket)
         self._exchanges.add(exchange)
+        self._requested.set()
         try:
             yield exchange
         finally:
             self._exchanges.discard(exchange)
+            self.requests_ended += 1
+            if not self._exchanges:
+                self._requested.clear()
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests the engine has from us."""
+        return len(self._exchanges)
+
+    def begun_before(self, when: float) -> int:
+        """How many of those in flight were sent before that time, in `time.monotonic()` seconds."""
+        return sum(exchange.began < when for exchange in self._exchanges)
+
+    async def wait_for_request(self) -> None:
+        """Return while the engine has a request."""
+        await self._requested.wait()
 
     def engine_pids(self) -> list[int]:
         """The engine's processes, the first of them its leader; empty while it is down."""

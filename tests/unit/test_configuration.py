@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
-from common.settings import ConfigurationError
+from common.settings import Concurrency, ConfigurationError
 from common.variables import VARIABLES, read_variables
 from engine import DEFAULTS, EXTRA_ARGS, OPTIONS, configure, plan
 from gateway.settings import GatewaySettings, Limits
@@ -197,7 +197,7 @@ def test_token_for_downloads_is_not_on_the_command_line() -> None:
 
 def test_settings_have_defaults_and_take_numbers() -> None:
     worker, engine, gateway = settings_of({})
-    assert (worker.max_concurrency, worker.shutdown_timeout_seconds) == (300, 120)
+    assert (worker.max_concurrency, worker.shutdown_timeout_seconds) == (Concurrency(is_auto=True), 120)
     assert (engine.max_waiting_jobs, engine.max_restarts, engine.restart_window_seconds) == (1000, 3, 600)
     assert (engine.request_timeout_seconds, engine.startup_timeout_seconds) == (600, 1800)
     assert gateway.request_timeout_seconds == 600
@@ -215,7 +215,8 @@ def test_settings_have_defaults_and_take_numbers() -> None:
             "ALLOWED_ROUTES": "/server_info, /flush_cache",
         }
     )
-    assert (worker.max_concurrency, engine.request_timeout_seconds, engine.startup_timeout_seconds) == (8, 1.5, 1800)
+    assert worker.max_concurrency == Concurrency(is_auto=False, most=8)
+    assert (engine.request_timeout_seconds, engine.startup_timeout_seconds) == (1.5, 1800)
     assert gateway.request_timeout_seconds == 1.5
     assert engine.max_restarts == 0
     assert gateway.limits == Limits(request_bytes=1000, json_depth=5, n=2)

@@ -1,10 +1,20 @@
-"""`python -m sglang.launch_server`: streams `max_tokens` events, one every `interval` seconds, as the body asks."""
+"""`python -m sglang.launch_server`: streams `max_tokens` events, one every `interval` seconds, as the body asks.
+
+It runs `--max-running-requests` of them at once (default 4096), as long as `--max-total-tokens` (default 16 Mi) holds
+the prompt, a token for four characters, and the answer of each. The others wait. /v1/loads says so as SGLang's does:
+what is written there is written when requests begin, after every 15 events of the first one that runs, and when there
+are none.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
 
 import uvloop
 
@@ -19,34 +29,117 @@ EVENT = (
     b"data: " + json.dumps(CHUNK | {"model": "glm-4.7-flash", "choices": [CHOICE], "usage": None}).encode() + b"\n\n"
 )
 DONE = b"data: [DONE]\n\n"
+CHARACTERS_A_TOKEN = 4
+STEPS_A_SNAPSHOT = 15  # SGLang's default, --load-snapshot-publish-interval
 
 
-def respond(exchange: Exchange) -> None:
-    if exchange.method == "GET":
-        return exchange.answer(200, json.dumps({"object": "list", "data": [], "started_at": STARTED_AT}).encode())
-    body = json.loads(exchange.body)
-    loop = asyncio.get_running_loop()
-    if not body.get("stream"):
-        loop.call_later(body["interval"], exchange.answer, 200, b'{"choices": []}')
+def option(flag: str, default: str) -> str:
+    return sys.argv[sys.argv.index(flag) + 1] if flag in sys.argv else default
+
+
+@dataclass(eq=False)
+class Request:
+    """One request: what it asked for, and how many events it has been sent."""
+
+    exchange: Exchange
+    body: dict[str, Any]
+    prompt_tokens: int
+    sent: int = 0
+    events: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.events = self.body.get("max_tokens", 1) if self.body.get("stream") else 1
+
+    @property
+    def most_tokens(self) -> int:
+        return self.prompt_tokens + self.events
+
+
+class Engine:
+    """What runs, what waits, and what was last written about it."""
+
+    def __init__(self) -> None:
+        self.slots = int(option("--max-running-requests", "4096"))
+        self.tokens = int(option("--max-total-tokens", str(16 * 2**20)))
+        self.running: dict[Request, None] = {}
+        self.waiting: deque[Request] = deque()
+        self.reserved = 0  # tokens that the running requests will have taken by their end
+        self.write_snapshot()
+
+    def respond(self, exchange: Exchange) -> None:
+        if exchange.path.startswith("/v1/loads"):
+            return exchange.answer(200, json.dumps({"loads": [self.snapshot]}).encode())
+        if exchange.method == "GET":
+            return exchange.answer(200, json.dumps({"object": "list", "data": [], "started_at": STARTED_AT}).encode())
+        self.waiting.append(Request(exchange, json.loads(exchange.body), len(exchange.body) // CHARACTERS_A_TOKEN))
+        self.begin_next()
         return None
-    exchange.begin_stream()
-    begin, interval, events = loop.time(), body["interval"], body["max_tokens"]
 
-    def send(number: int) -> None:
-        if number == events:
-            exchange.write_event(DONE)
-            exchange.write_event(b"")
-        elif not exchange.transport.is_closing():
-            exchange.write_event(EVENT)
-            loop.call_at(begin + (number + 1) * interval, send, number + 1)
+    def begin_next(self) -> None:
+        begun = False
+        while self.waiting and len(self.running) < self.slots:
+            request = self.waiting[0]
+            if self.running and self.reserved + request.most_tokens > self.tokens:
+                break
+            self.waiting.popleft()
+            if not request.exchange.transport.is_closing():
+                self.begin(request)
+                begun = True
+        if begun or not self.running:
+            self.write_snapshot()
 
-    send(0)
-    return None
+    def begin(self, request: Request) -> None:
+        self.running[request] = None
+        self.reserved += request.most_tokens
+        loop, interval = asyncio.get_running_loop(), request.body["interval"]
+        began = loop.time()
+        if not request.body.get("stream"):
+            loop.call_later(interval, self.answer, request)
+            return
+        request.exchange.begin_stream()
+
+        def send() -> None:
+            if request.exchange.transport.is_closing():
+                self.end(request)
+            elif request.sent == request.events:
+                request.exchange.write_event(DONE)
+                request.exchange.write_event(b"")
+                self.end(request)
+            else:
+                request.exchange.write_event(EVENT)
+                request.sent += 1
+                if request.sent % STEPS_A_SNAPSHOT == 0 and request is next(iter(self.running)):
+                    self.write_snapshot()
+                loop.call_at(began + request.sent * interval, send)
+
+        send()
+
+    def answer(self, request: Request) -> None:
+        request.exchange.answer(200, b'{"choices": []}')
+        self.end(request)
+
+    def end(self, request: Request) -> None:
+        del self.running[request]
+        self.reserved -= request.most_tokens
+        self.begin_next()
+
+    def write_snapshot(self) -> None:
+        used = sum(request.prompt_tokens + request.sent for request in self.running)
+        self.snapshot = {
+            "timestamp": time.time(),
+            "dp_rank": 0,
+            "num_running_reqs": len(self.running),
+            "num_waiting_reqs": len(self.waiting),
+            "num_used_tokens": used,
+            "max_total_num_tokens": self.tokens,
+            "max_running_requests": self.slots,
+            "token_usage": round(used / self.tokens, 4),
+        }
 
 
 async def main() -> None:
-    host, port = (sys.argv[sys.argv.index(flag) + 1] for flag in ("--host", "--port"))
-    server = await serve(respond, host, int(port))
+    host, port = option("--host", ""), option("--port", "")
+    server = await serve(Engine().respond, host, int(port))
     await server.serve_forever()
 
 

@@ -13,6 +13,11 @@ other (the last one counts for all that follow; each start adds a line to the fi
     vocabulary: how many token ids it has, told as SGLang does when it is asked for log probabilities of others
     scheduler: true for a child that calls itself as SGLang's scheduler does
     answers: a JSON object from paths to what a request there is answered, whatever it says
+    loads: an object whose fields replace those of /v1/loads (null removes one); or a status to answer there instead
+    loads_while_busy: the same, but only while it has a request
+
+It runs `--max-running-requests` requests at once, as long as `--max-total-tokens` has room for the `tokens` of each
+(default 100); others wait for their turn, and it says so on /v1/loads, as SGLang does.
 
 How it answers is scripted by the field `script` of a request's body:
     first: a script that counts in its place in one of the engine's lives; life: in which (default 1)
@@ -28,8 +33,8 @@ How it answers is scripted by the field `script` of a request's body:
         "drop_after_done", "anthropic_error", "message_stop"
 
 `GET /requests` tells its command line, when it got warm, what it has been asked, how each request ended, how many it
-was answering at once at most, how often it has been asked for its health since it got warm, the token that it has for
-downloads, and its strays' process ids.
+had at once at most and how many of those were waiting, how often it has been asked for its health since it got warm and
+for its load, the token that it has for downloads, and its strays' process ids.
 """
 
 from __future__ import annotations
@@ -48,8 +53,8 @@ STARTS = Path(os.environ.get("SCRIPTED_ENGINE_STARTS", os.devnull))
 requests: list[dict[str, Any]] = []
 strays: list[int] = []
 warm_at: float | None = None  # seconds since the epoch
-at_once = most_at_once = 0
-probes = 0
+at_once = most_at_once = most_waiting = 0
+probes = loads_asked = 0
 
 
 class DropError(Exception):
@@ -58,6 +63,12 @@ class DropError(Exception):
 
 def option(flag: str, default: str = "") -> str:
     return sys.argv[sys.argv.index(flag) + 1] if flag in sys.argv else default
+
+
+SLOTS = int(option("--max-running-requests", "4096"))
+TOKENS = int(option("--max-total-tokens", "16777216"))
+running: list[int] = []  # the tokens of each request that runs
+waiting: list[tuple[int, asyncio.Event]] = []
 
 
 def scripted_start() -> dict[str, Any]:
@@ -151,6 +162,8 @@ async def respond(
     if path == "/health_generate":
         await asyncio.sleep(START.get("scheduler_hangs", 0))
         return await send(writer, 503 if "scheduler_hangs" in START else 200, "text/plain", b"")
+    if path.startswith("/v1/loads"):
+        return await send_loads(writer)
     if path == "/requests":
         return await send(writer, 200, "application/json", told())
     if START.get("vocabulary") and isinstance(body, dict) and "token_ids_logprob" in body:
@@ -164,7 +177,7 @@ async def respond(
         script = script["first"]
     at_once += 1
     most_at_once = max(most_at_once, at_once)
-    answering = asyncio.create_task(answer(path, body, script, writer))
+    answering = asyncio.create_task(answer_in_turn(path, body, script, writer))
     closed = asyncio.create_task(reader.read(1))  # the worker sends nothing more until it has its answer
     await asyncio.wait({answering, closed}, return_when=asyncio.FIRST_COMPLETED)
     gone = not answering.done() or isinstance(answering.exception(), ConnectionError)
@@ -186,10 +199,59 @@ def told() -> bytes:
             "requests": requests,
             "probes": probes,
             "most_at_once": most_at_once,
+            "most_waiting": most_waiting,
+            "loads_asked": loads_asked,
             "strays": strays,
             "hf_token": os.environ.get("HF_TOKEN"),
         }
     ).encode()
+
+
+async def send_loads(writer: asyncio.StreamWriter) -> None:
+    global loads_asked
+    loads_asked += 1
+    used = sum(running)
+    load = {
+        "timestamp": time.time(),
+        "dp_rank": 0,
+        "num_running_reqs": len(running),
+        "num_waiting_reqs": len(waiting),
+        "num_used_tokens": used,
+        "max_total_num_tokens": TOKENS,
+        "max_running_requests": SLOTS,
+        "token_usage": round(used / TOKENS, 4),
+    }
+    other = START.get("loads", START.get("loads_while_busy") if at_once else None) or {}
+    if isinstance(other, int):
+        return await send(writer, other, "application/json", b"{}")
+    load = {name: value for name, value in (load | other).items() if value is not None}
+    await send(writer, 200, "application/json", json.dumps({"loads": [load]}).encode())
+
+
+async def answer_in_turn(path: str, body: Any, script: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+    """Answer once there is a slot and room in the KV cache, first come, first served."""
+    global most_waiting
+    tokens = script.get("tokens", 100)
+    turn = asyncio.Event()
+    waiting.append((tokens, turn))
+    try:
+        admit()
+        most_waiting = max(most_waiting, len(waiting))
+        await turn.wait()
+        await answer(path, body, script, writer)
+    finally:
+        if turn.is_set():
+            running.remove(tokens)
+        else:
+            waiting.remove((tokens, turn))
+        admit()
+
+
+def admit() -> None:
+    while waiting and len(running) < SLOTS and (not running or sum(running) + waiting[0][0] <= TOKENS):
+        tokens, turn = waiting.pop(0)
+        running.append(tokens)
+        turn.set()
 
 
 async def answer(path: str, body: Any, script: dict[str, Any], writer: asyncio.StreamWriter) -> None:
