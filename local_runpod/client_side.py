@@ -64,12 +64,12 @@ def client_side(queue: JobQueue, webhooks: Webhooks) -> APIRouter:
         return bodies.find(queue, job_id).report()
 
     @router.post("/stream/{job_id}", include_in_schema=False)
-    @router.get("/stream/{job_id}", summary="The outputs since the last call; waits for the next")
+    @router.get("/stream/{job_id}", summary="The outputs and progress since the last call; waits for the next")
     async def stream(job_id: str) -> dict[str, Any]:
         job = bodies.find(queue, job_id)
         with suppress(TimeoutError):
-            await job.streamed(1, STREAM_SECONDS)
-        return {"status": job.state, "stream": [{"output": output} for output in queue.fetch(job)]}
+            await job.heard_of(STREAM_SECONDS)
+        return {"status": job.state, "stream": [{"output": output} for output in queue.fetch_with_progress(job)]}
 
     @router.post("/cancel/{job_id}", summary="Cancel a job, waiting or running")
     async def cancel(job_id: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ class Limits:
     which leaves a thousand for the workers. kept_jobs: finished jobs; one takes about 2 KB besides its result. bytes:
     inputs, outputs that nobody has fetched, results, and bodies that are being read, all as text. Finished jobs are
     forgotten before anything is refused. stream_bytes: streamed outputs of one job that nobody has fetched.
+    progress_reports: reports of one job's progress that nobody has fetched; the oldest go first.
     unread_bytes: streamed outputs that the reader of a stream has not taken yet; beyond that its worker is slowed down.
     workers: how many are remembered.
     """
@@ -44,6 +45,7 @@ class Limits:
     kept_jobs: int = 20_000
     bytes: int = 512 * MIB
     stream_bytes: int = 64 * MIB
+    progress_reports: int = 100
     unread_bytes: int = 256 * KIB
     workers: int = 1000
 
@@ -72,6 +74,15 @@ class RawJson(str):
     __slots__ = ()
 
 
+@dataclass(frozen=True)
+class _ProgressReport:
+    """What a worker has said about a job that goes on. after: how many outputs it had streamed by then."""
+
+    value: Any
+    after: int
+    size_bytes: int
+
+
 @dataclass(eq=False)
 class Job:
     """One job: what a client asked, and what a worker has answered so far. Times are `time.monotonic()` seconds."""
@@ -98,6 +109,9 @@ class Job:
     _input_bytes: int = 0
     _result_bytes: int = 0
     _stream_bytes: deque[int] = field(default_factory=deque)
+    _outputs_so_far: int = 0
+    _reports: deque[_ProgressReport] = field(default_factory=deque)
+    _last_report: _ProgressReport | None = None
     _unfetched_bytes: int = 0
     _pins: int = 0
 
@@ -119,6 +133,13 @@ class Job:
             await self._changed.wait()
         return self
 
+    async def heard_of(self, timeout_seconds: float | None = None) -> Job:
+        """Return once `/stream` has something to tell: an output, progress, or the end. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_seconds):
+            while not (self.stream or self._reports or self.state.is_final):
+                await self._changed.wait()
+        return self
+
     async def streamed(self, count: int, timeout_seconds: float | None = None) -> Job:
         """Return once `count` streamed outputs can be fetched, or the state is final. Raises TimeoutError."""
         async with asyncio.timeout(timeout_seconds):
@@ -127,7 +148,10 @@ class Job:
         return self
 
     def report(self) -> dict[str, Any]:
-        """The answer to `/status`: `id`, `status`, times in milliseconds, and `output` or `error` if there is one."""
+        """The answer to `/status`: `id`, `status`, times in milliseconds, and `output` or `error` if there is one.
+
+        The output of a job that goes on is what it last reported of its progress.
+        """
         report: dict[str, Any] = {"id": self.id, "status": self.state}
         if self.taken_at is not None:
             report["delayTime"] = _milliseconds(self.submitted_at, self.taken_at)
@@ -136,6 +160,8 @@ class Job:
             report["executionTime"] = _milliseconds(self.taken_at, self.finished_at)
         if self.output is not None:
             report["output"] = self.output
+        elif self._last_report is not None:
+            report["output"] = self._last_report.value
         if self.error is not None:
             report["error"] = self.error
         return report
@@ -272,6 +298,7 @@ class JobQueue:
         self._make_room(size_bytes)
         self.bytes += size_bytes
         job.stream.append(output)
+        job._outputs_so_far += 1
         job._stream_bytes.append(size_bytes)
         job._unfetched_bytes += size_bytes
         job.changed()
@@ -288,6 +315,42 @@ class JobQueue:
         if fetched:
             job.changed()
         return fetched
+
+    def report_progress(self, job: Job, progress: Any, *, size_bytes: int = 0) -> None:
+        """Record what a worker says about a job that goes on; about one that is over, it is too late.
+
+        Raises QueueFullError.
+        """
+        if job.state.is_final:
+            return
+        self._make_room(2 * size_bytes)  # as the last report, and among those to fetch
+        if len(job._reports) >= self.limits.progress_reports:
+            self.bytes -= job._reports.popleft().size_bytes
+        if job._last_report is not None:
+            self.bytes -= job._last_report.size_bytes
+        job._last_report = _ProgressReport(progress, job._outputs_so_far, size_bytes)
+        job._reports.append(job._last_report)
+        self.bytes += 2 * size_bytes
+        job.changed()
+
+    def fetch_with_progress(self, job: Job) -> list[Any]:
+        """The streamed outputs and the reports of progress that have not been fetched, in the order they came."""
+        reports = deque(self._fetch_reports(job))
+        position = job._outputs_so_far - len(job.stream)
+        fetched = []
+        for output in self.fetch(job):
+            while reports and reports[0].after <= position:
+                fetched.append(reports.popleft().value)
+            fetched.append(output)
+            position += 1
+        return fetched + [report.value for report in reports]
+
+    def _fetch_reports(self, job: Job) -> list[_ProgressReport]:
+        reports = list(job._reports)
+        job._reports.clear()
+        if job.id in self.jobs:  # else it has been forgotten, with all its bytes
+            self.bytes -= sum(report.size_bytes for report in reports)
+        return reports
 
     def finish(self, job: Job, *, output: Any, error: str | None, size_bytes: int = 0) -> None:
         """Record a worker's result. A job that has been cancelled stays cancelled. Raises QueueFullError."""
@@ -377,6 +440,7 @@ class JobQueue:
         if self.jobs.pop(job.id, None) is not None:
             self._forgotten[job.state] += 1
             self.bytes -= job._unfetched_bytes + job._result_bytes
+            self.bytes -= sum(report.size_bytes for report in job._reports)
 
     def _tell_to_stop(self, worker_id: str, job_id: str) -> None:
         if worker_id not in self._to_stop:
@@ -398,6 +462,9 @@ class JobQueue:
             job.input = None
             self.bytes -= job._input_bytes
             job._input_bytes = 0
+        if job._last_report is not None:
+            self.bytes -= job._last_report.size_bytes
+            job._last_report = None
         if not job._pins:
             self._keep_for_now(job)
         job.changed()

@@ -101,6 +101,9 @@ async def _add_output(queue: JobQueue, job: Job, request: Request) -> None:
 async def _finish(queue: JobQueue, job: Job, request: Request) -> None:
     body = await bodies.read(request, bodies.RUNSYNC_LIMIT_BYTES, queue)
     result = bodies.parse_object(body, strictly=True)
+    if result.get("status") == "IN_PROGRESS":  # the job goes on (runpod 1.12.0, rp_progress.py)
+        queue.report_progress(job, result.get("output"), size_bytes=len(body))
+        return
     output, error = result.get("output"), result.get("error")
     # RunPod takes an error as text; anything else reaches the client as a Python repr.
     queue.finish(job, output=output, error=error if error is None else str(error), size_bytes=len(body))

@@ -14,7 +14,7 @@ import socket
 import sys
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ class Platform:
     queue: JobQueue
     faults: Faults
     base_url: str
+    app: Any = None
 
     async def answer(self, job_input: Any, timeout_seconds: float = ANSWER_SECONDS) -> Job:
         """Submit a job and wait for its end."""
@@ -59,11 +60,14 @@ class Platform:
 
 
 @asynccontextmanager
-async def running_platform(long_poll_seconds: float = 5.0) -> AsyncIterator[Platform]:
+async def running_platform(
+    long_poll_seconds: float = 5.0, *, wrap: Callable[[Any], Any] = lambda app: app
+) -> AsyncIterator[Platform]:
+    """wrap: puts something in front of the app, such as a middleware that looks at what workers send."""
     queue, faults = JobQueue(), Faults()
-    app = create_app(queue, faults, long_poll_seconds=long_poll_seconds)
+    app = wrap(create_app(queue, faults, long_poll_seconds=long_poll_seconds))
     async with serving(app, "127.0.0.1", 0) as port:
-        yield Platform(queue, faults, f"http://127.0.0.1:{port}")
+        yield Platform(queue, faults, f"http://127.0.0.1:{port}", app)
         queue.close()
 
 

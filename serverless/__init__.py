@@ -27,6 +27,7 @@ from serverless import environment
 from serverless.adapters import is_generator, service_of
 from serverless.invocation import Invocation, read_invocation
 from serverless.modes import refuse, run
+from serverless.progress import progress_update
 from serverless.service import Job, JobHandler, Lifespan, Service
 from serverless.settings import WorkerSettings
 
@@ -37,6 +38,7 @@ __all__ = [
     "Lifespan",
     "Service",
     "WorkerSettings",
+    "progress_update",
     "read_invocation",
     "refuse",
     "run",
@@ -55,6 +57,9 @@ def start(config: Mapping[str, Any]) -> NoReturn:
       return_aggregate_stream: whether the outputs of a generator are its result too. Default: no, as in the SDK.
       concurrency_modifier: takes the current number of jobs at once and returns the new one; 0 takes no jobs. Default:
         one job at a time. `--rp_api_concurrency` overrides it.
+      refresh_worker: whether this worker ends after a job, so that a fresh one takes its place. Default: no.
+
+    `refresh_worker` in an output asks the same for that job alone; the key is taken out of it.
 
     The exit code is 0, 1 after a failure, or 2 for a wrong command line or setting.
     """
@@ -71,7 +76,7 @@ def start(config: Mapping[str, Any]) -> NoReturn:
         refuse(invocation, error)
     run(
         invocation,
-        service_of(handler),
+        service_of(handler, refreshes=bool(config.get("refresh_worker"))),
         settings,
         concurrency=modifier or 1,
         streams=is_generator(handler),

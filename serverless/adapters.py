@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from serverless.service import Job, JobHandler, Lifespan, Service
+from serverless.service import Job, JobHandler, Lifespan, Service, read_keys
 
 _END = object()
 
@@ -36,8 +36,11 @@ def as_job_handler(function: Callable[[Job], Any]) -> JobHandler:
     return _of_function(function)
 
 
-def service_of(function: Callable[[Job], Any]) -> Lifespan:
-    """A service that is just this function: always ready, never failing as a whole."""
+def service_of(function: Callable[[Job], Any], *, refreshes: bool = False) -> Lifespan:
+    """A service that is just this function: always ready, never failing as a whole.
+
+    refreshes: whether the worker shall end after every job.
+    """
 
     @asynccontextmanager
     async def lifespan() -> AsyncGenerator[Service, None]:
@@ -48,7 +51,7 @@ def service_of(function: Callable[[Job], Any]) -> Lifespan:
             never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             return await never
 
-        yield Service(as_job_handler(function), ready, failure)
+        yield Service(as_job_handler(function), ready, failure, read=read_keys, refreshes=refreshes)
 
     return lifespan
 

@@ -16,7 +16,9 @@ and cancel jobs are watched by whoever runs the loop (`JobLoop.wait_for_failure`
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
+from typing import Any
 
 from common.tasks import cancel, reason_of_end
 from serverless.cancelling import cancel_stopped_jobs
@@ -24,6 +26,8 @@ from serverless.platform import STREAMED, Delivery, Platform
 from serverless.running import Runner
 from serverless.service import Service
 from serverless.taking import LAST_TAKE_SECONDS, Taker
+
+log = logging.getLogger("worker.jobs")
 
 # When an idle worker is told to stop, a poll in flight may still bring jobs: this is how long to wait for it.
 LAST_POLL_SECONDS = 1.0
@@ -62,6 +66,10 @@ class JobLoop:
         """The number of jobs taken and not yet answered."""
         return len(self._runner)
 
+    def progress(self, job_id: str, value: Any) -> bool:
+        """Send a report of a job's progress; see `serverless.progress.Receiver`."""
+        return self._runner.progress(job_id, value)
+
     def start(self) -> None:
         """Start taking jobs, and listening for the platform's stop signals."""
         self._taking = asyncio.create_task(self._taker.take_jobs(), name="taking jobs")
@@ -70,10 +78,24 @@ class JobLoop:
         )
 
     async def wait_for_failure(self) -> str:
-        """Return the reason once taking or listening has ended by itself; neither should before `stop`."""
+        """Return the reason once taking or listening has ended by itself; neither should before `stop`.
+
+        Taking ends by itself, and rightly, once a job has asked for a fresh worker.
+        """
         tasks = {task for task in (self._taking, self._cancelling) if task is not None}
-        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        return "; ".join(reason_of_end(task, task.get_name()) for task in ended)
+        while True:
+            ended, tasks = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self._runner.refresh_asked.is_set():
+                ended = {task for task in ended if task is not self._taking or task.cancelled() or task.exception()}
+            if ended:
+                return "; ".join(reason_of_end(task, task.get_name()) for task in ended)
+
+    async def drain_for_refresh(self) -> None:
+        """Return once a job has asked for a fresh worker and those in flight are answered; no more are taken then."""
+        await self._runner.refresh_asked.wait()
+        log.info("a job has asked for a fresh worker: finishing %d jobs", self.in_flight)
+        self._taker.stop()
+        await self._finish()
 
     async def stop(
         self,

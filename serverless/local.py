@@ -13,6 +13,7 @@ from common.addresses import url_of
 from common.tasks import cancel
 from common.web_server import serving
 from local_runpod import Access, JobQueue, Webhooks, create_app, worker_environment
+from serverless import early_sdk
 from serverless.arguments import Arguments
 from serverless.platform import Platform
 from serverless.settings import WorkerSettings
@@ -24,12 +25,12 @@ STOPPING = "the worker is stopping; send this again to another worker, or a litt
 
 @asynccontextmanager
 async def local_platform(
-    arguments: Arguments, settings: WorkerSettings, stopping: asyncio.Event
+    arguments: Arguments, settings: WorkerSettings, stopping: asyncio.Event, *, is_stream: bool
 ) -> AsyncGenerator[Platform, None]:
     """Serve RunPod's API; gives the open connection to its queue, over loopback, as a deployed worker has one.
 
-    stopping: once set, no more jobs are accepted, and those that are waiting fail with `STOPPING`. Raises
-    WebServerError (PortInUseError).
+    is_stream: whether jobs have several outputs. stopping: once set, no more jobs are accepted, and those that are
+    waiting fail with `STOPPING`. Raises WebServerError (PortInUseError).
     """
     queue, worker_key = JobQueue(), secrets.token_urlsafe()
     access = Access(key=settings.local_api_key, listens_on=arguments.api_host, origins=settings.cors_origins)
@@ -41,13 +42,14 @@ async def local_platform(
         url = url_of(arguments.api_host, port)
         variables = worker_environment(url, worker_key=worker_key)
         os.environ.update(variables)  # the SDK reads them when it is imported
+        early_sdk.catch_up(os.environ)
         queue.ping(variables["RUNPOD_POD_ID"], {})
         log.info("a page to try it: %s/ - OpenAI's API: %s/openai/v1 - RunPod's API: %s/v2/local", url, url, url)
         from serverless.runpod import RunPodPlatform
 
         draining = asyncio.create_task(_drain(queue, stopping), name="refusing jobs at the stop")
         try:
-            async with RunPodPlatform.connect() as connection:
+            async with RunPodPlatform.connect(streams=is_stream) as connection:
                 yield connection
         finally:
             queue.close(STOPPING)

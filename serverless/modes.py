@@ -32,13 +32,15 @@ from common.settings import ConfigurationError
 from common.tasks import cancel, reason_of_end
 from common.variables import without_wrong_variables
 from common.web_server import PortInUseError, WebServerError, serving
+from serverless import early_sdk
 from serverless.arguments import Arguments
 from serverless.environment import PlatformName
 from serverless.failed_start import JOBS_AT_ONCE, failing_service, lifespan_that_fails
 from serverless.invocation import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Invocation
 from serverless.job_loop import JobLoop
 from serverless.platform import Delivery, Platform, the_only_one
-from serverless.service import Job, Lifespan, Service, error_of
+from serverless.progress import received_by
+from serverless.service import Job, Lifespan, Service
 from serverless.settings import WorkerSettings
 from serverless.signals import Stop, stop_on_signals
 
@@ -59,10 +61,14 @@ GC_THRESHOLDS = (20_000, 20, 20)
 @dataclass(frozen=True)
 class Work:
     """Everything a mode needs: what answers jobs, how its outputs are delivered, how many jobs run at once
-    (None: what the service can take)."""
+    (None: what the service can take).
+
+    is_stream: whether jobs have several outputs, even if the platform takes none of them before the result.
+    """
 
     lifespan: Lifespan
     delivery: Delivery
+    is_stream: bool
     concurrency: Callable[[int], int] | None
     settings: WorkerSettings
     platform: PlatformName
@@ -92,6 +98,7 @@ def run(
     """
     arguments = invocation.arguments
     os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK logs at DEBUG and prints every output
+    early_sdk.catch_up(os.environ)
     set_log_level(settings.log_level)
     raise_descriptor_limit()
     give_back_large_blocks()
@@ -101,6 +108,7 @@ def run(
         delivery=_delivery(
             invocation.platform, streams=streams, aggregates=aggregates or arguments.test_job is not None
         ),
+        is_stream=streams,
         concurrency=(lambda _: concurrency) if isinstance(concurrency, int) else concurrency,
         settings=settings,
         platform=invocation.platform,
@@ -129,7 +137,7 @@ def _delivery(platform: PlatformName, *, streams: bool, aggregates: bool) -> Del
     if platform is PlatformName.WAVERLESS:
         from serverless.waverless import one_object
 
-        return Delivery(streamed=False, result=one_object)
+        return Delivery(streamed=False, result=one_object, reports_progress=False)
     if not streams:
         return Delivery(streamed=False, result=the_only_one)
     return Delivery(streamed=True, result=list if aggregates else lambda _: [], is_whole=aggregates)
@@ -142,7 +150,9 @@ def _run(work: Work, arguments: Arguments) -> int:
         if arguments.serve_api:
             from serverless.local import local_platform  # imports the web framework, which the other modes do not need
 
-            return _run_in_loop(_work(work, partial(local_platform, arguments, work.settings)))
+            return _run_in_loop(
+                _work(work, partial(local_platform, arguments, work.settings, is_stream=work.is_stream))
+            )
         return _run_worker(work)
     except WebServerError as error:
         log.error("%s", error)
@@ -190,10 +200,12 @@ async def _answer(service: Service, job: Job, outputs: list[Any]) -> str | None:
     record, error = JobRecord.begin(str(job["id"])), None
     with record.in_context():
         try:
-            async with aclosing(service.handler(job)) as answer:
-                async for output in answer:
-                    if (error := error_of(output)) is None:
-                        outputs.append(output)
+            with received_by(_show_progress):
+                async with aclosing(service.handler(job)) as answer:
+                    async for output in answer:
+                        reading = service.read(output)
+                        if (error := reading.error) is None and not reading.is_empty:
+                            outputs.append(reading.output)
         except BaseException as exception:
             record.end(Outcome.CANCELLED if isinstance(exception, asyncio.CancelledError) else Outcome.FAILED)
             raise
@@ -202,6 +214,11 @@ async def _answer(service: Service, job: Job, outputs: list[Any]) -> str | None:
         else:
             record.end(Outcome.FAILED, code_of(error))
     return error
+
+
+def _show_progress(job_id: str, progress: Any) -> bool:
+    log.info("job %s: progress: %s", job_id, json.dumps(progress, ensure_ascii=False))
+    return True
 
 
 def _print_report(report: dict[str, Any]) -> int:
@@ -246,9 +263,9 @@ async def _deployed_platform(work: Work, heart: Heart) -> AsyncGenerator[Platfor
                 )
             except PortInUseError as error:
                 log.warning("no /health for Waverless, but jobs are answered: %s", error)
-            yield await stack.enter_async_context(WaverlessPlatform.connect())
+            yield await stack.enter_async_context(WaverlessPlatform.connect(streams=work.is_stream))
         else:
-            yield await stack.enter_async_context(RunPodPlatform.connect(streams=work.delivery.streamed))
+            yield await stack.enter_async_context(RunPodPlatform.connect(streams=work.is_stream))
 
 
 async def _work(work: Work, platform: Callable[[asyncio.Event], AbstractAsyncContextManager[Platform]]) -> int:
@@ -260,16 +277,30 @@ async def _work(work: Work, platform: Callable[[asyncio.Event], AbstractAsyncCon
         try:
             async with platform(stop.requested) as connection:
                 try:
-                    async with work.lifespan() as service:
-                        stop.gracefully = True
-                        jobs = JobLoop(connection, service, concurrency=work.concurrency, delivery=work.delivery)
-                        return await _take_jobs(service, jobs, work.settings, stop)
+                    while (exit_code := await _serve(work, connection, stop)) is None:
+                        log.info("restarting this worker in place; on a platform, a fresh one would take over")
+                    return exit_code
                 except StartError as error:
                     return await _fail_jobs(work, error, connection, stop)
         except asyncio.CancelledError:
             if not stop.requested.is_set():
                 raise
             return EXIT_OK
+
+
+async def _serve(work: Work, connection: Platform, stop: Stop) -> int | None:
+    """Start the service and answer jobs with it. Returns the exit code, or None if it shall be started afresh."""
+    stop.gracefully = False  # while there are no jobs to finish, a signal cancels the start
+    if stop.requested.is_set():
+        return EXIT_OK
+    async with work.lifespan() as service:
+        stop.gracefully = True
+        jobs = JobLoop(connection, service, concurrency=work.concurrency, delivery=work.delivery)
+        with received_by(jobs.progress):
+            exit_code = await _take_jobs(service, jobs, work.settings, stop)
+    if exit_code is None and work.platform is not PlatformName.LOCAL:
+        return EXIT_OK
+    return exit_code
 
 
 async def _fail_jobs(work: Work, error: StartError, platform: Platform, stop: Stop) -> int:
@@ -289,23 +320,32 @@ async def _fail_jobs(work: Work, error: StartError, platform: Platform, stop: St
     service = failing_service(error, seconds=seconds, mask=work.mask)
     jobs = JobLoop(platform, service, concurrency=lambda _: JOBS_AT_ONCE, delivery=work.delivery)
     log.error("every worker would fail in this way: jobs fail with the reason for %g s (FAILED_START_SECONDS)", seconds)
-    return (await _take_jobs(service, jobs, work.settings, stop)) and exit_code
+    return exit_code if await _take_jobs(service, jobs, work.settings, stop) else EXIT_OK
 
 
-async def _take_jobs(service: Service, jobs: JobLoop, settings: WorkerSettings, stop: Stop) -> int:
+async def _take_jobs(service: Service, jobs: JobLoop, settings: WorkerSettings, stop: Stop) -> int | None:
+    """Answer jobs to the end. Returns the exit code, or None if a job has asked for a fresh worker.
+
+    The others in flight are then finished, however long they take: they are not to blame.
+    """
     jobs.start()
     log.info("taking jobs")
     told = asyncio.create_task(stop.requested.wait())
     failure = asyncio.create_task(service.wait_for_failure())
     breakage = asyncio.create_task(jobs.wait_for_failure())
-    await asyncio.wait({told, failure, breakage}, return_when=asyncio.FIRST_COMPLETED)
+    refresh = asyncio.create_task(jobs.drain_for_refresh())
+    await asyncio.wait({told, failure, breakage, refresh}, return_when=asyncio.FIRST_COMPLETED)
     if told.done():
-        await cancel(failure, breakage)
+        await cancel(failure, breakage, refresh)
         log.info("told to stop: finishing %d jobs", jobs.in_flight)
         await jobs.stop(timeout_seconds=settings.shutdown_timeout_seconds, hurry=stop.hurried)
         return EXIT_OK
+    if not (failure.done() or breakage.done()):
+        await cancel(told, failure, breakage)
+        await jobs.stop(timeout_seconds=0)
+        return None
     reason = _reason(failure if failure.done() else breakage)
-    await cancel(told, failure, breakage)
+    await cancel(told, failure, breakage, refresh)
     log.error("%s; this worker ends, so that the platform replaces it", reason)
     await jobs.stop(timeout_seconds=FAILURE_TIMEOUT_SECONDS, reason=reason)
     return EXIT_FAILED

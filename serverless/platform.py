@@ -42,6 +42,9 @@ class Platform(Protocol):
     async def post_output(self, job: Job, output: Any) -> None:
         """Send one output of a job that is still running."""
 
+    async def post_progress(self, job: Job, progress: Any) -> None:
+        """Send a report of its progress while it goes on; where `Delivery.reports_progress` is false, never called."""
+
     async def post_result(self, job: Job, result: dict[str, Any]) -> None:
         """Send the end of a job: its `output` or its `error`."""
 
@@ -57,12 +60,14 @@ class Delivery:
     """The form in which a job's outputs go to the platform.
 
     streamed: whether each is sent as it comes. result: makes the job's result from all of them. is_whole: whether the
-    result contains every output, so that nothing is lost if one could not be sent.
+    result contains every output, so that nothing is lost if one could not be sent; if not, outputs that were sent are
+    not kept. reports_progress: whether the platform takes reports of a job that goes on.
     """
 
     streamed: bool
     result: Callable[[list[Any]], Any]
     is_whole: bool = True
+    reports_progress: bool = True
 
 
 def the_only_one(outputs: list[Any]) -> Any:

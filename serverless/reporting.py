@@ -23,6 +23,7 @@ log = logging.getLogger("worker.jobs")
 # result has it too.
 OUTPUT_RETRY_SECONDS = 60.0
 OFFER_SECONDS = 5.0
+PROGRESS_RETRY_SECONDS = 10.0
 RESULT_RETRY_SECONDS = 10 * 60.0
 # For the last event of a stream that broke off, which must go before the result.
 LAST_EVENT_RETRY_SECONDS = 5 * 60.0
@@ -66,6 +67,12 @@ class Reporter:
         if error is not None:
             log.error("job %s: its stream could not be ended with an error: %s", job["id"], error)
 
+    async def report_progress(self, job: Job, progress: Any) -> None:
+        """Send a report of a job that goes on. One that is not taken is logged: a later one, or the result, will do."""
+        error = await _until_taken(lambda: self._platform.post_progress(job, progress), PROGRESS_RETRY_SECONDS)
+        if error is not None:
+            log.warning("job %s: a report of its progress was not taken by the platform: %s", job["id"], error)
+
     async def report_result(self, job: Job, result: dict[str, Any]) -> dict[str, Any] | None:
         """Send the result. If it is refused for good, send an error that says so instead. Returns what was taken."""
         error = await _until_taken(lambda: self._platform.post_result(job, result), RESULT_RETRY_SECONDS)
@@ -74,7 +81,8 @@ class Reporter:
         log.error("job %s: the result was not taken by the platform: %s", job["id"], error)
         if "output" in result and error.is_final:
             refused = JobError(f"the platform did not take this job's result: {error}", code=502)
-            return await self.report_result(job, {"error": refused.as_json()})
+            rest = {key: value for key, value in result.items() if key != "output"}
+            return await self.report_result(job, rest | {"error": refused.as_json()})
         return None
 
 

@@ -15,8 +15,9 @@ from common.job_record import JobRecord, Outcome
 from common.large_json import LargeJson
 from common.tasks import cancel
 from serverless.platform import Delivery, Platform, PlatformError
+from serverless.progress import LAST_REPORTS_SECONDS, ProgressReports
 from serverless.reporting import Reporter
-from serverless.service import Job, Service, error_of
+from serverless.service import Job, Service
 
 log = logging.getLogger("worker.jobs")
 
@@ -40,8 +41,13 @@ class _Run:
 
     job: Job
     record: JobRecord
+    progress: ProgressReports
     task: asyncio.Task[None] = field(init=False)
     outputs: list[Any] = field(default_factory=list)
+    """What its result will be made of."""
+    has_sent_text: bool = False
+    asks_refresh: bool = False
+    """The worker shall end after it."""
     is_reporting: bool = False
     """Its result is known and being sent."""
     is_unwanted: bool = False
@@ -66,12 +72,15 @@ class Runner:
         self.idle = asyncio.Event()
         """Set while no job is in flight."""
         self.idle.set()
+        self.refresh_asked = asyncio.Event()
+        """Set once a job has asked for a fresh worker."""
         self._platform = platform
         self._service = service
         self._delivery = delivery
         self._reporter = Reporter(platform)
         self._runs: dict[str, _Run] = {}
         self._closed: JobError | None = None
+        self._has_refused_progress = False
 
     def __len__(self) -> int:
         """The number of jobs in flight."""
@@ -93,11 +102,22 @@ class Runner:
                 run.successor = job
             return run.is_unwanted
         self._platform.begun(job_id)
-        run = self._runs[job_id] = _Run(job, JobRecord.begin(job_id))
+        progress = ProgressReports(job_id, lambda value: self._reporter.report_progress(job, value))
+        run = self._runs[job_id] = _Run(job, JobRecord.begin(job_id), progress)
         self.idle.clear()
         run.task = asyncio.create_task(self._run(run), name=f"job {job_id}")
         run.task.add_done_callback(lambda task: self._ended(job_id, task))
         return True
+
+    def progress(self, job_id: str, value: Any) -> bool:
+        """Send a report of a job's progress; from any thread. False if there is no such job, or no way to send it."""
+        if not self._delivery.reports_progress:
+            if not self._has_refused_progress:
+                self._has_refused_progress = True
+                log.warning("this platform takes no reports of a job's progress: progress_update sends nothing here")
+            return False
+        run = self._runs.get(job_id)
+        return run is not None and run.progress.add(value)
 
     def cancel(self, job_id: str) -> bool:
         """End a job that nobody wants any more; its result is not reported. Returns whether there was such a job."""
@@ -162,6 +182,7 @@ class Runner:
                 if not run.is_unwanted:
                     await self._report(run, result)
             finally:
+                await run.progress.drop()
                 await cancel(run.ending)
 
     async def _result_of(self, run: _Run) -> dict[str, Any]:
@@ -192,19 +213,32 @@ class Runner:
         job = run.job
         if isinstance(large := job.get("input"), LargeJson) and not self._service.takes_large_json:
             job = job | {"input": await asyncio.to_thread(json.loads, large.text)}
+        has_left_out = False
         async with aclosing(self._service.handler(job)) as answer:
             async for output in answer:
-                if (error := error_of(output)) is not None:
-                    return {"error": error}
-                run.outputs.append(output)
-                if self._delivery.streamed and run.break_off is None:
-                    await self._send(run, output)
+                reading = self._service.read(output)
+                run.asks_refresh = run.asks_refresh or reading.asks_refresh
+                if reading.error is not None:
+                    return {"error": reading.error}
+                has_left_out = has_left_out or reading.is_empty
+                if not reading.is_empty:
+                    await self._deliver(run, reading.output)
         if run.break_off is not None and not self._delivery.is_whole:
             return {"error": run.break_off.as_json()}
+        if has_left_out and not (run.outputs or self._delivery.streamed):
+            return {}
         return {"output": self._delivery.result(run.outputs)}
+
+    async def _deliver(self, run: _Run, output: Any) -> None:
+        """Keep an output for the result that it will be part of, and send it if it is part of a stream."""
+        if self._delivery.is_whole:
+            run.outputs.append(output)
+        if self._delivery.streamed and run.break_off is None:
+            await self._send(run, output)
 
     async def _send(self, run: _Run, output: Any) -> None:
         """Send an output now. If a part of a stream is not taken, nothing follows it but an error event."""
+        run.has_sent_text = run.has_sent_text or isinstance(output, str)
         is_whole = self._service.is_whole_answer(output)
         send = self._reporter.offer_output if is_whole else self._reporter.report_output
         error = await send(run.job, output)
@@ -218,14 +252,18 @@ class Runner:
     async def _break_off(self, run: _Run, error: JobError) -> dict[str, Any]:
         """End an unfinished job: a stream gets a last event, so that nobody takes it for complete."""
         event_form = self._service.error_event
-        if event_form is not None and run.break_off is None and any(isinstance(output, str) for output in run.outputs):
+        if event_form is not None and run.break_off is None and run.has_sent_text:
             event = event_form(run.job, error)
             await self._reporter.report_last_event(run.job, event, most_seconds=LAST_EVENT_SECONDS)
         return {"error": error.as_json()}
 
     async def _report(self, run: _Run, result: dict[str, Any]) -> None:
         run.is_reporting = True
+        if run.asks_refresh or self._service.refreshes:
+            result["stopPod"] = True  # as both SDKs ask for it (runpod 1.12.0, rp_job.py)
+            self.refresh_asked.set()
         self.slot_free.set()
+        await run.progress.finish(LAST_EVENT_SECONDS if self._closed else LAST_REPORTS_SECONDS)
         if run.ending is not None:
             # The stream's last event goes first: once the platform has the result, it takes no more events.
             await asyncio.wait({run.ending}, timeout=LAST_EVENT_SECONDS if self._closed else None)

@@ -36,6 +36,7 @@ from runpod.version import __version__ as VERSION
 from common.helper_process import HelperError, HelperProcess
 from common.large_json import LARGE_BYTES
 from common.parent_death import die_with_parent
+from serverless.early_sdk import route_progress
 from serverless.heartbeat import Heart
 from serverless.platform import PlatformError
 from serverless.polling import LONG_POLL_SECONDS
@@ -65,6 +66,8 @@ POST_TIMEOUT = aiohttp.ClientTimeout(60)
 # SDK itself lists all jobs again whenever one begins or ends.
 MIRROR_SECONDS = 0.1
 _mirror = PingJobMirror()
+
+route_progress()  # a handler may call the SDK's own function
 
 # The SDK allows two seconds each for the connection and for the answer.
 REPORT_SECONDS = 5.0
@@ -159,6 +162,10 @@ class RunPodPlatform:
     async def post_output(self, job: Job, output: Any) -> None:
         """Post one streamed output."""
         await self._post(JOB_STREAM_URL, job, {"output": output}, is_stream=False)
+
+    async def post_progress(self, job: Job, progress: Any) -> None:
+        """Post a report of a job that goes on: to the channel of results, with a status, as rp_progress.py does."""
+        await self._post(JOB_DONE_URL, job, {"status": "IN_PROGRESS", "output": progress}, is_stream=False)
 
     async def post_result(self, job: Job, result: dict[str, Any]) -> None:
         """Post the end of a job."""

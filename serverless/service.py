@@ -28,6 +28,44 @@ class Capacity(Protocol):
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a handler's output says.
+
+    output: what is posted. error: why the job failed, if it did. asks_refresh: whether the worker shall end after this
+    job, so that a fresh one takes its place. is_empty: whether nothing is left to post.
+    """
+
+    output: Any
+    error: str | None = None
+    asks_refresh: bool = False
+    is_empty: bool = False
+
+
+def read_error(output: Any) -> Reading:
+    """Reads `{"error": text}` as a failure, and anything else as an output."""
+    if isinstance(output, dict) and output.get("error"):
+        return Reading(output, error=str(output["error"]))
+    return Reading(output)
+
+
+def read_keys(output: Any) -> Reading:
+    """Reads the keys that both SDKs take out of an output: `error`, which is one unless it is empty, `refresh_worker`.
+
+    An output that has nothing else is none at all, as there.
+    """
+    if not isinstance(output, dict) or not output.keys() & {"error", "refresh_worker"}:
+        return Reading(output)
+    rest = {key: value for key, value in output.items() if key not in ("error", "refresh_worker")}
+    error = output.get("error")
+    return Reading(
+        rest,
+        error=str(error) if error else None,
+        asks_refresh=bool(output.get("refresh_worker")),
+        is_empty=not rest,
+    )
+
+
+@dataclass(frozen=True)
 class Service:
     """What answers jobs while a lifespan lasts.
 
@@ -39,6 +77,7 @@ class Service:
     takes_large_json: whether the handler takes a large input as LargeJson; else it gets every input parsed.
     capacity: how many jobs at once it can take; None if it does not know. A number or a concurrency modifier given to
       `run` goes before it.
+    read: what an output says. refreshes: whether the worker shall end after every job, as after an output that asks it.
     """
 
     handler: JobHandler
@@ -48,14 +87,9 @@ class Service:
     is_whole_answer: Callable[[Any], bool] = lambda _: False
     takes_large_json: bool = False
     capacity: Capacity | None = None
+    read: Callable[[Any], Reading] = read_error
+    refreshes: bool = False
 
 
 Lifespan = Callable[[], AbstractAsyncContextManager[Service]]
 """Starts what answers jobs, and ends it. Raises StartError if it does not start."""
-
-
-def error_of(output: Any) -> str | None:
-    """The error text if an output is a handler's report of failure, else None."""
-    if isinstance(output, dict) and output.get("error"):
-        return str(output["error"])
-    return None

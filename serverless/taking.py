@@ -60,7 +60,7 @@ class Taker:
                 await self._wait_until_ready()
             except JobError:  # it never will be; whoever runs this loop stops it
                 await self._stopping.wait()
-            if self._stopping.is_set():
+            if self._stopping.is_set() or self._runner.refresh_asked.is_set():
                 return
             if (free := self._free_slots()) <= 0:
                 await self._wait_for_slot()

@@ -48,6 +48,9 @@ class MemoryPlatform:
             raise self.refusals.pop(0)
         self.outputs.append(output)
 
+    async def post_progress(self, job: Job, progress: Any) -> None:
+        raise AssertionError("nobody reports progress here")
+
     async def post_result(self, job: Job, result: dict[str, Any]) -> None:
         if self.refusals:
             raise self.refusals.pop(0)

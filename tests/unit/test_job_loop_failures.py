@@ -54,6 +54,9 @@ class ScriptedPlatform:
             raise self.output_failures.pop(0)
         self.outputs.append(output)
 
+    async def post_progress(self, job: Job, progress: Any) -> None:
+        raise AssertionError("nobody reports progress here")
+
     async def post_result(self, job: Job, result: dict[str, Any]) -> None:
         if self.result_failures:
             raise self.result_failures.pop(0)
