@@ -71,9 +71,7 @@ ENV HF_HOME=/runpod-volume/huggingface-cache \
     SPECULATIVE_ALGORITHM=EAGLE \
     SPECULATIVE_NUM_STEPS=3 \
     SPECULATIVE_EAGLE_TOPK=1 \
-    SPECULATIVE_NUM_DRAFT_TOKENS=4 \
-    HOST=127.0.0.1 \
-    PORT=30000
+    SPECULATIVE_NUM_DRAFT_TOKENS=4
 
 COPY handler.py engine.py ./
 COPY common ./common

@@ -120,7 +120,8 @@ RENAMED: dict[str, str] = {
 }
 
 # What GLM-4.7-Flash needs, from its model card (https://huggingface.co/zai-org/GLM-4.7-Flash); 0.9 of the GPU's memory
-# and loopback are this worker's choice. The image sets the same. An empty variable in the environment turns one off.
+# and loopback are this worker's choice. The image sets the same, but for HOST and PORT. An empty variable in the
+# environment turns one off.
 DEFAULTS: dict[str, str] = {
     "MODEL_NAME": "zai-org/GLM-4.7-Flash",
     "SERVED_MODEL_NAME": "glm-4.7-flash",

@@ -1,26 +1,35 @@
 """The entry point: a job's input becomes one request to the engine, and the engine's answer becomes the job's outputs.
 
 Run it as `python handler.py`: with a platform's variables in the environment it is a worker; with `--rp_serve_api` it
-serves the platform's API on this machine; with `--test_input` or a `test_input.json` it answers one job and exits.
+serves the platform's API on this machine; with `--serve_http` it serves HTTP without a queue; with `--test_input` or a
+`test_input.json` it answers one job and exits.
 """
 
 from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
 
 from common.early_exit import exit_on_signals
 
 if __name__ == "__main__":
     exit_on_signals()  # the imports below take a second or two
 
+from dotenv import load_dotenv
+
+from common.early_health import EarlyHealth
+from gateway.http_server.early import answer_early
+
+if __name__ == "__main__":
+    load_dotenv(Path.cwd() / ".env")  # variables that are already set win
+    early = answer_early(sys.argv[1:], os.environ)  # for the same second or two
+
 import logging
-import os
-import sys
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
-from pathlib import Path
 from typing import NoReturn
-
-from dotenv import load_dotenv
 
 import serverless
 from common import job_record
@@ -32,6 +41,11 @@ from engine import configure_here, read_image_file, warnings_for
 from gateway.deliver import Upstream, as_job_error, create_client
 from gateway.error_events import error_event
 from gateway.errors import make_presentable
+from gateway.http_server.access import Access
+from gateway.http_server.app import App
+from gateway.http_server.bodies import Bodies
+from gateway.http_server.server import serve
+from gateway.http_server.settings import HttpSettings
 from gateway.intake import Intake, path_asked_for
 from gateway.request import build_request
 from gateway.response import ErrorEvent, Output
@@ -141,14 +155,51 @@ def _check_ports(invocation: serverless.Invocation, launch: Launch) -> None:
         invocation.refuse(ConfigurationError([wrong]))
 
 
-def main() -> NoReturn:
+async def serve_http(
+    launch: Launch,
+    settings: GatewaySettings,
+    engine_settings: EngineSettings,
+    http_settings: HttpSettings,
+    mask: Mask,
+    early: EarlyHealth | None,
+) -> int:
+    """Serve HTTP without a queue, from before the engine is started until after it has ended. Returns the exit code.
+
+    early: what answers health checks until then.
+    """
+    client = create_client(
+        launch.base_url, api_key=launch.api_key, request_timeout_seconds=settings.request_timeout_seconds
+    )
+    supervisor = Supervisor(Engine(launch, mask), engine_settings)
+    async with HelperProcess() as helper, client:
+        app = App(
+            Upstream(
+                client,
+                supervisor,
+                stream_flush_seconds=settings.stream_flush_seconds,
+                max_response_bytes=settings.max_response_bytes,
+            ),
+            supervisor,
+            Bodies(helper, settings.limits),
+            Access(launch.api_key),
+            mask,
+            health_paths=http_settings.health_paths,
+            allowed_routes=settings.allowed_routes,
+            request_timeout_seconds=settings.request_timeout_seconds,
+        )
+        return await serve(app, supervisor, http_settings, early)
+
+
+def main(early: EarlyHealth | None = None) -> NoReturn:
     """The program: serve GLM-4.7-Flash in the mode that the command line and the environment ask for."""
-    load_dotenv(Path.cwd() / ".env")  # variables that are already set win
     invocation = serverless.read_invocation(sys.argv[1:])
+    serves_http = invocation.arguments.serve_http
     for warning in warnings_for(os.environ):
         log.warning("%s", warning)
     try:
-        launch = configure_here(os.environ, read_image_file())
+        http_settings = HttpSettings.from_environ(os.environ) if serves_http else None
+        engine_environ = http_settings.engine_environ(os.environ) if http_settings else os.environ
+        launch = configure_here(engine_environ, read_image_file())
         settings, worker_settings = GatewaySettings.from_environ(os.environ), WorkerSettings.from_environ(os.environ)
         engine_settings = EngineSettings.from_environ(os.environ)
     except ConfigurationError as error:
@@ -157,6 +208,9 @@ def main() -> NoReturn:
         log.info("%s", note)
     invocation.mask.add(launch.secrets)
     _check_ports(invocation, launch)
+    if http_settings is not None:
+        serving = partial(serve_http, launch, settings, engine_settings, http_settings, invocation.mask, early)
+        serverless.run_server(serving, worker_settings)
     can_stream, concurrency = invocation.platform.takes_streams, worker_settings.max_concurrency
     serverless.run(
         invocation,
@@ -177,4 +231,4 @@ def main() -> NoReturn:
 
 
 if __name__ == "__main__":
-    main()
+    main(early)

@@ -1,8 +1,9 @@
-"""URLs: how to reach a server on this machine, and what a plain path is."""
+"""Addresses: listening on one, the URL of a server on this machine, and what a plain path is."""
 
 from __future__ import annotations
 
 import re
+import socket
 
 # A path and nothing else: no host, no query, no escapes, no dot segments, no empty segments.
 _PLAIN_PATH = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
@@ -17,3 +18,9 @@ def url_of(host: str, port: int) -> str:
 def is_plain_path(path: str) -> bool:
     """Whether the text is an absolute path of plain segments, with nothing special to a URL in it."""
     return _PLAIN_PATH.fullmatch(path) is not None
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens on this address; a free port if it is 0. Raises OSError."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)

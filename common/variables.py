@@ -70,6 +70,15 @@ def _hosts() -> Parser:
     return "host names or addresses without a port, separated by commas", parse
 
 
+def _path() -> Parser:
+    def parse(text: str) -> str:
+        if not is_plain_path(text):
+            raise ValueError(text)
+        return text
+
+    return "a plain path such as /ping", parse
+
+
 VARIABLES = (
     variable(
         "AGENT",
@@ -77,6 +86,26 @@ VARIABLES = (
         switch(),
         "sets the engine up for coding agents: earlier reasoning stays in the prompt, and tool calls keep to their "
         "schema",
+    ),
+    variable(
+        "MODE",
+        "",
+        word(("QUEUE", "HTTP")),
+        "`queue`: jobs from a platform; `http`: an HTTP server, as with `--serve_http`; empty: what the command line "
+        "and the platform's variables say",
+    ),
+    variable("ENGINE_PORT", 30000, count(most=65535), "the engine's port behind the HTTP server"),
+    variable(
+        "PORT_HEALTH",
+        "",
+        count(most=65535),
+        "a second port of the HTTP server, for health checks alone; empty: they are on PORT",
+    ),
+    variable(
+        "HEALTH_CHECK_PATH",
+        "/ping",
+        _path(),
+        "a path for health checks of the HTTP server, besides /health, /ready and /ping",
     ),
     variable(
         "MAX_CONCURRENCY",

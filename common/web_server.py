@@ -10,7 +10,7 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,8 @@ from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from common.addresses import listen
 
 log = logging.getLogger("worker.web")
 
@@ -63,10 +65,19 @@ async def serving(
     """Serve an ASGI app for the length of this context; gives the port, which the system chooses if it is 0.
 
     port_setting: the flag or variable that chooses the port, named if it is in use.
-
     Raises PortInUseError, and WebServerError if the server does not start or breaks later. Before leaving, release any
     requests that are still waiting for an answer.
     """
+    with listening(host, port, port_setting) as listener:
+        async with serving_on(listener, app, bounds=bounds):
+            yield listener.getsockname()[1]
+
+
+@asynccontextmanager
+async def serving_on(
+    listener: socket.socket, app: Any, *, accepted: Sequence[socket.socket] = (), bounds: Bounds = DEFAULT_BOUNDS
+) -> AsyncGenerator[None, None]:
+    """The same on a socket that listens already. accepted: connections that somebody else has accepted on it."""
     config = uvicorn.Config(
         app,
         http=partial(_BoundedProtocol, bounds=bounds),  # type: ignore[arg-type]
@@ -75,22 +86,21 @@ async def serving(
         access_log=False,
         timeout_graceful_shutdown=CLOSE_SECONDS,  # type: ignore[arg-type]
     )
-    with _listening(host, port, port_setting) as listener:
-        server = _Server(config)
-        running = asyncio.create_task(server.serve(sockets=[listener]))
-        started = asyncio.create_task(server.has_started.wait())
-        try:
-            await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
-            if running.done():
-                raise WebServerError("the web server did not start") from running.exception()
-            with _broken_off_with(running):
-                yield listener.getsockname()[1]
-        finally:
-            started.cancel()
-            server.should_exit = True
-            await asyncio.wait({running})
-        if not running.cancelled() and (error := running.exception()):
-            raise WebServerError("the web server ended with an error") from error
+    server = _Server(config, accepted)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    started = asyncio.create_task(server.has_started.wait())
+    try:
+        await asyncio.wait({running, started}, return_when=asyncio.FIRST_COMPLETED)
+        if running.done():
+            raise WebServerError("the web server did not start") from running.exception()
+        with _broken_off_with(running):
+            yield
+    finally:
+        started.cancel()
+        server.should_exit = True
+        await asyncio.wait({running})
+    if not running.cancelled() and (error := running.exception()):
+        raise WebServerError("the web server ended with an error") from error
 
 
 @contextmanager
@@ -116,9 +126,10 @@ def _broken_off_with(running: asyncio.Task[None]) -> Generator[None, None, None]
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, accepted: Sequence[socket.socket]) -> None:
         super().__init__(config)
         self.has_started = asyncio.Event()
+        self._accepted = accepted
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -131,7 +142,16 @@ class _Server(uvicorn.Server):
             await super().startup(sockets)
         except SystemExit:
             raise WebServerError("the app's start-up failed; its log says why") from None
+        for connection in self._accepted:
+            await asyncio.get_running_loop().connect_accepted_socket(self._new_protocol, connection)
         self.has_started.set()
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        """What uvicorn's own start-up makes for each connection."""
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
 
 class _BoundedProtocol(HttpToolsProtocol):
@@ -239,10 +259,13 @@ class _BoundedProtocol(HttpToolsProtocol):
 
 
 @contextmanager
-def _listening(host: str, port: int, port_setting: str) -> Generator[socket.socket, None, None]:
+def listening(host: str, port: int, port_setting: str = "") -> Generator[socket.socket, None, None]:
+    """A socket that listens on this address for the length of this context. Raises PortInUseError.
+
+    port_setting: what chooses the port, for the error.
+    """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        listener = socket.create_server(address[:2], family=family, backlog=2048)
+        listener = listen(host, port)
     except OSError as error:
         hint = f"; {port_setting} chooses another port" if port_setting else ""
         reason = os.strerror(error.errno) if error.errno else error  # asyncio's text repeats the address

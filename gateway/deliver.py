@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from http import HTTPStatus
+from typing import TypeVar
 
 import httpx
 
 from common import job_record
 from common.errors import AnswerCutOffError, JobError, UnavailableError, type_and_place
+from common.masking import Mask
 from gateway import response, sse
-from gateway.errors import EngineTimeoutError, ResponseTooLargeError, UpstreamError, from_response
+from gateway.errors import (
+    EngineTimeoutError,
+    ResponseTooLargeError,
+    UpstreamError,
+    from_response,
+    presentable_body,
+)
 from gateway.request import UpstreamRequest
 from gateway.response import ErrorEvent, Output
 from gateway.usage import Watch
@@ -46,6 +55,20 @@ def create_client(base_url: str, *, api_key: str | None, request_timeout_seconds
     )
 
 
+_Headers = list[tuple[bytes, bytes]]
+_Part = TypeVar("_Part")
+
+
+@dataclass(frozen=True)
+class Head:
+    """The head of the engine's answer, as it came."""
+
+    status: int
+    headers: _Headers
+    is_stream: bool
+    """Whether its body is a stream of events."""
+
+
 class Upstream:
     """The engine as requests see it: one shared client, watched by the supervisor."""
 
@@ -65,7 +88,7 @@ class Upstream:
         self._pacer = sse.Pacer(stream_flush_seconds)
         self._url = lru_cache(maxsize=64)(client.base_url.join)  # httpx would parse it again for each request
 
-    async def deliver(self, request: UpstreamRequest, *, label: str) -> AsyncGenerator[Output, None]:
+    def deliver(self, request: UpstreamRequest, *, label: str) -> AsyncGenerator[Output, None]:
         """The outputs of a request: strings of whole events while the engine streams, or one parsed answer.
 
         If its engine dies before the first output, the request is sent to the next engine, unless the request itself
@@ -75,6 +98,22 @@ class Upstream:
         Raises JobError, ErrorEvent for an error inside the stream, and httpx.TransportError; `as_job_error` says what
         they mean to the client.
         """
+        return self._replayed(request, self._forward, label)
+
+    def pass_on(self, request: UpstreamRequest, mask: Mask, *, label: str) -> AsyncGenerator[Head | bytes, None]:
+        """The engine's answer as it is: its head, then the body, in blocks of whole events or in one piece.
+
+        The head comes with the first piece, so that until then the request can be sent again. Errors are the engine's
+        own, without secrets and internals. Otherwise like `deliver`.
+        """
+        return self._replayed(request, partial(self._pass, mask=mask), label)
+
+    async def _replayed(
+        self,
+        request: UpstreamRequest,
+        forward: Callable[[UpstreamRequest, Exchange], AsyncGenerator[_Part, None]],
+        label: str,
+    ) -> AsyncGenerator[_Part, None]:
         ticket, record = Ticket(label), job_record.current()
         try:
             while not ticket.is_given_up:
@@ -83,10 +122,10 @@ class Upstream:
                     try:
                         if request.token_ids is not None:
                             await self._vocabulary.check(request.token_ids)
-                        async with aclosing(self._forward(request, exchange)) as outputs:
-                            async for output in outputs:
+                        async with aclosing(forward(request, exchange)) as parts:
+                            async for part in parts:
                                 exchange.answered()
-                                yield output
+                                yield part
                         return
                     except (httpx.TransportError, JobError, ErrorEvent) as error:
                         if not await _died_of_its_engine(error, exchange):
@@ -105,8 +144,7 @@ class Upstream:
             exchange.progressed()
             if answer.status_code >= HTTPStatus.MULTIPLE_CHOICES:
                 raise from_response(answer.status_code, await self._whole(answer))
-            content_type = answer.headers.get("Content-Type", "")
-            if content_type.startswith("text/event-stream"):
+            if _is_event_stream(answer):
                 chunks = _Observed(answer.aiter_raw(), exchange)
                 try:
                     async with aclosing(response.events(chunks, self._pacer, watch.events)) as outputs:
@@ -116,9 +154,40 @@ class Upstream:
                     watch.end_of_events()
             else:
                 body = await self._whole(answer)
+                content_type = answer.headers.get("Content-Type", "")
                 whole = response.parsed(body, is_json=content_type.startswith("application/json"))
                 watch.whole(len(body), whole)
                 yield whole
+
+    async def _pass(
+        self, request: UpstreamRequest, exchange: Exchange, *, mask: Mask
+    ) -> AsyncGenerator[Head | bytes, None]:
+        watch = Watch(job_record.current())
+        async with self._send(request) as answer:
+            exchange.progressed()
+            head = Head(answer.status_code, answer.headers.raw, is_stream=_is_event_stream(answer))
+            if head.is_stream:
+                chunks = _Observed(answer.aiter_raw(), exchange)
+                try:
+                    async with aclosing(response.raw_events(chunks, mask, lambda: exchange.engine_is_lost)) as blocks:
+                        async for block in blocks:
+                            watch.events(block)
+                            if not exchange.has_answer:
+                                yield head
+                            yield block
+                finally:
+                    watch.end_of_events()
+                return
+            body = await self._whole(answer)
+            if answer.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and exchange.engine_is_lost:
+                raise from_response(answer.status_code, body)
+            if answer.status_code >= HTTPStatus.BAD_REQUEST:
+                body = presentable_body(body, mask)
+            else:
+                response.check_complete(body, answer.headers.get("Content-Type", ""))
+                watch.whole_bytes(body)
+            yield head
+            yield body
 
     async def _whole(self, answer: httpx.Response) -> bytes:
         """The body of an answer that is not streamed. The engine starts to send it only when it has all of it.
@@ -145,7 +214,9 @@ class Upstream:
 
     @asynccontextmanager
     async def _send(self, request: UpstreamRequest) -> AsyncGenerator[httpx.Response, None]:
-        headers = {"Content-Type": "application/json"} if request.body else {}
+        headers: _Headers = list(request.headers)
+        if request.body and not headers:
+            headers = [(b"Content-Type", b"application/json")]
         url = self._url(request.path)
         if request.query:
             url = url.copy_with(query=request.query.encode())
@@ -157,6 +228,10 @@ class Upstream:
                 # httpx's response and its stream hold each other, and with them the request's body, which may be 20 MB:
                 # it would stay until the garbage collector comes by.
                 answer.stream = httpx.ByteStream(b"")
+
+
+def _is_event_stream(answer: httpx.Response) -> bool:
+    return str(answer.headers.get("Content-Type", "")).startswith("text/event-stream")
 
 
 async def _died_of_its_engine(error: Exception, exchange: Exchange) -> bool:

@@ -4,6 +4,7 @@ JobError                   (common.errors)
 ├── InvalidInputError      400: the job's input is not an accepted request
 ├── RequestTooLargeError   413: its body exceeds the limit
 ├── RouteNotAllowedError   403: the route is not one that clients may use
+├── NoSuchRouteError       404: there is nothing at this path (over HTTP)
 ├── UpstreamError          the engine answered with an error; its status code and message are kept
 ├── ResponseTooLargeError  502: the engine's unstreamed answer exceeds the limit
 ├── UnavailableError       503: the engine could not be reached (common.errors)
@@ -40,6 +41,12 @@ class RouteNotAllowedError(JobError):
     """The route is not one that clients may use."""
 
     code = HTTPStatus.FORBIDDEN
+
+
+class NoSuchRouteError(JobError):
+    """There is nothing at this path."""
+
+    code = HTTPStatus.NOT_FOUND
 
 
 class UpstreamError(JobError):
@@ -104,6 +111,29 @@ def make_presentable(error: JobError, mask: Mask) -> None:
     mask.error(error, most=4 * MAX_MESSAGE_CHARACTERS)
     if isinstance(error, UpstreamError):
         error.message = scrub(error.message) or f"the engine answered with status {error.code} and no message"
+
+
+def presentable_body(body: bytes, mask: Mask) -> bytes:
+    """An error's body from the engine as a client may see it: exactly as it is, if there is nothing to hide in it."""
+    text = body.decode("utf-8", "replace")
+    try:
+        payload = json.loads(text)
+    except (ValueError, RecursionError):
+        shown = scrub(mask(text))
+        return body if shown == text.strip() else shown.encode()
+    shown_payload = _presentable(payload, mask)
+    return body if shown_payload == payload else json.dumps(shown_payload, ensure_ascii=False).encode()
+
+
+def _presentable(value: Any, mask: Mask) -> Any:
+    if isinstance(value, str):
+        shown = scrub(mask(value))
+        return value if shown == value.strip() else shown
+    if isinstance(value, dict):
+        return {key: _presentable(item, mask) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_presentable(item, mask) for item in value]
+    return value
 
 
 def scrub(message: str) -> str:

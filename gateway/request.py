@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +70,8 @@ class UpstreamRequest:
     stream: bool = False
     query: str = ""
     token_ids: TokenIds | None = None
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """What else to send with it; if empty, only the body's type."""
 
 
 def build_request(
@@ -111,6 +114,26 @@ def unstreamed(request: UpstreamRequest) -> UpstreamRequest:
     body.pop("stream_options", None)  # refused in a request without a stream
     body = json.dumps(body | {"stream": False}, ensure_ascii=False, separators=(",", ":")).encode()
     return replace(request, body=body, stream=False)
+
+
+def check_body(body: bytes, limits: Limits = DEFAULT_LIMITS) -> TokenIds | None:
+    """Check the JSON body of a request that is sent as it came; returns the span of its prompt's token ids, if any.
+
+    Raises InvalidInputError for one over a limit. What is not JSON is left to the engine, which refuses it.
+    """
+    brackets = body.count(b"{") + body.count(b"[")
+    try:
+        parsed = json.loads(body)
+    except RecursionError:
+        raise _too_deep(limits) from None
+    except ValueError:
+        return None
+    if brackets > limits.json_depth and _is_deeper(parsed, limits.json_depth):
+        raise _too_deep(limits)
+    if not isinstance(parsed, dict):
+        return None
+    _check_n(parsed, limits)
+    return _token_ids(parsed)
 
 
 def _request(job_input: Any, model: str, limits: Limits, allowed_routes: frozenset[str]) -> UpstreamRequest:
@@ -234,15 +257,14 @@ def _check_n(body: dict[str, Any], limits: Limits) -> None:
     parameters = body.get("sampling_params")
     for holder in [body, *(parameters if isinstance(parameters, list) else [parameters])]:
         n = holder.get("n") if isinstance(holder, dict) else None
+        if isinstance(n, str):  # SGLang takes a number in quotes too
+            with suppress(ValueError):
+                n = float(n)
         if isinstance(n, (int, float)) and n > limits.n:
             raise InvalidInputError(f"'n' may be up to {limits.n} (MAX_N)", param="n")
 
 
 def _encode(body: dict[str, Any], limits: Limits) -> bytes:
-    too_deep = InvalidInputError(
-        f"the request is nested too deeply; up to {limits.json_depth} levels are accepted (MAX_JSON_DEPTH)",
-        param="input",
-    )
     try:
         encoded = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -252,11 +274,18 @@ def _encode(body: dict[str, Any], limits: Limits) -> bytes:
     except ValueError:
         raise InvalidInputError("NaN and Infinity are not valid JSON numbers", param="input") from None
     except RecursionError:
-        raise too_deep from None
+        raise _too_deep(limits) from None
     # Most requests have fewer brackets than the levels allowed, and need no closer look.
     if encoded.count(b"{") + encoded.count(b"[") > limits.json_depth and _is_deeper(body, limits.json_depth):
-        raise too_deep
+        raise _too_deep(limits)
     return encoded
+
+
+def _too_deep(limits: Limits) -> InvalidInputError:
+    return InvalidInputError(
+        f"the request is nested too deeply; up to {limits.json_depth} levels are accepted (MAX_JSON_DEPTH)",
+        param="input",
+    )
 
 
 def _is_deeper(value: Any, levels: int) -> bool:

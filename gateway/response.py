@@ -9,8 +9,9 @@ from http import HTTPStatus
 from typing import Any
 
 from common.errors import AnswerCutOffError, JobError
+from common.masking import Mask
 from gateway import sse
-from gateway.errors import from_payload
+from gateway.errors import from_payload, presentable_body
 from gateway.sse import EVENT_END
 
 Output = str | dict[str, Any] | list[Any]
@@ -55,6 +56,70 @@ async def events(
             if _is_complete(data):
                 return  # if the connection breaks after the last event, nothing is lost
     raise AnswerCutOffError("the engine's stream ended before the answer was complete")
+
+
+async def raw_events(
+    chunks: AsyncIterator[bytes], mask: Mask, engine_is_lost: Callable[[], bool]
+) -> AsyncGenerator[bytes, None]:
+    """The stream as it is, in blocks of whole events, each as soon as it is there.
+
+    An error event of the engine's own is passed on, without secrets and internals. Raises ErrorEvent for a generation
+    that the engine aborted, and for any error once the engine is lost; AnswerCutOffError for a stream that ends early.
+    """
+    framer, last = sse.EventFramer(), b""
+    try:
+        async for chunk in chunks:
+            if not (block := framer.feed(chunk)):
+                continue
+            if b'"error"' in block or b'"abort"' in block:
+                block, aborted = _checked(block, mask, engine_is_lost)
+                if block:
+                    yield block
+                if aborted is not None:
+                    raise aborted
+            else:
+                yield block
+            last = block
+    except ErrorEvent:
+        raise
+    except Exception:
+        if not _has_ended(last):  # if the connection breaks after the last event, nothing is lost
+            raise
+    if not _has_ended(last):
+        raise AnswerCutOffError("the engine's stream ended before the answer was complete")
+
+
+def _checked(block: bytes, mask: Mask, engine_is_lost: Callable[[], bool]) -> tuple[bytes, ErrorEvent | None]:
+    """The part of a block that may be passed on, and the error at which the stream ends there."""
+    kept: list[bytes] = []
+    for event in block.removesuffix(EVENT_END).split(EVENT_END):
+        if (error := _error_in(event)) is None:
+            kept.append(event + EVENT_END)
+            continue
+        if isinstance(error.error, AnswerCutOffError) or engine_is_lost():
+            return b"".join(kept), error
+        kept.append(_presentable(event, mask) + EVENT_END)
+    return b"".join(kept), None
+
+
+def _presentable(event: bytes, mask: Mask) -> bytes:
+    return b"\n".join(
+        b"data: " + presentable_body(line.removeprefix(b"data:").strip(), mask) if line.startswith(b"data:") else line
+        for line in event.split(b"\n")
+    )
+
+
+def _has_ended(events: bytes) -> bool:
+    """Whether the last events of a stream end it: a last event, or an error of the engine's own."""
+    return _is_complete(events) or (
+        b'"error"' in events and any(_error_in(event) is not None for event in events.split(EVENT_END))
+    )
+
+
+def check_complete(body: bytes, content_type: str) -> None:
+    """Raises AnswerCutOffError if a whole answer says that the engine aborted it."""
+    if b'"abort"' in body and content_type.startswith("application/json"):
+        parsed(body, is_json=True)
 
 
 def _is_complete(events: bytes) -> bool:

@@ -7,9 +7,10 @@ scheme, a host, a query, an escape, a dot segment) is refused outright, so that 
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote_to_bytes
 
 from common.addresses import is_plain_path
-from gateway.errors import InvalidInputError, RouteNotAllowedError
+from gateway.errors import InvalidInputError, NoSuchRouteError, RouteNotAllowedError
 
 CHAT_PATH = "/v1/chat/completions"
 GENERATE_PATH = "/generate"
@@ -33,6 +34,24 @@ OPEN_ROUTES = frozenset(
     }
 )
 
+# SGLang 0.5.23's other routes, and what begins like them (http_server.py): they administer the engine, print its
+# arguments, or make it work for nobody.
+_ADMINISTRATION = re.compile(
+    r"/(?:abort_request|add_external_corpus|begin_weight_update|clear_hicache_storage_backend|close_session"
+    r"|configure_logging|continue_generation|destroy_weights_update_group|dump_expert_distribution_record"
+    r"|end_weight_update|flush_cache|freeze_gc|get_hicache_l3_cache_layout|get_internal_state|get_load|get_loads"
+    r"|get_remote_instance_transfer_engine_info|get_server_info|get_weights_by_name|health_generate|hicache"
+    r"|init_weights_send_group_for_remote_instance|init_weights_update_group|list_external_corpora"
+    r"|load_lora_adapter|load_lora_adapter_from_tensors|open_session|pause_generation|pd_role_switch"
+    r"|release_memory_occupation|remote_instance_transfer_engine_info|remove_external_corpus"
+    r"|resume_memory_occupation|send_weights_to_remote_instance|server_info|set_internal_state|set_trace_level"
+    r"|slow_down|start_expert_distribution_record|start_profile|stop_expert_distribution_record|stop_profile"
+    r"|unload_lora_adapter|update_weight_version|update_weights_from_disk|update_weights_from_distributed"
+    r"|update_weights_from_ipc|update_weights_from_tensor|weights_checker)(?:/.*)?"
+)
+
+# A model's name may hold characters that other paths may not: `org/model`, escaped or not, and `model:adapter`.
+_MODEL_PATH = re.compile(r"/v1/models/(?:[A-Za-z0-9._~:@/-]|%[0-9A-Fa-f]{2})+")
 
 # Routes under /v1 where SGLang 0.5.23 answers GETs (http_server.py); everything else there is a POST.
 _GET_PATH = re.compile(r"/v1/(?:models(?:/.+)?|responses/[^/]+)")
@@ -91,6 +110,28 @@ def open_path(route: object, allowed: frozenset[str] = frozenset(), *, field: st
             param=field,
         )
     return path
+
+
+def requested_path(path: str, allowed: frozenset[str] = frozenset()) -> str:
+    """The path of a request over HTTP, which is sent exactly as it came, if clients may use it.
+
+    Raises RouteNotAllowedError for a path that administers the engine, NoSuchRouteError for any other.
+    """
+    if path in OPEN_ROUTES or path in allowed or (path.startswith("/v1/") and is_plain_path(path)):
+        return path
+    if _MODEL_PATH.fullmatch(path) and is_safe_name(unquote_to_bytes(path.removeprefix("/v1/models/"))):
+        return path
+    if _ADMINISTRATION.fullmatch(path):
+        raise RouteNotAllowedError(
+            f"the route {_quote(path)} administers the engine and is not open to clients (ALLOWED_ROUTES can open it)"
+        )
+    raise NoSuchRouteError(f"there is no route {_quote(path)}")
+
+
+def is_safe_name(name: bytes) -> bool:
+    """Whether a decoded name has no part that could lead elsewhere: dot segments, empty ones, control characters."""
+    parts = name.split(b"/")
+    return not any(part in (b"", b".", b"..") for part in parts) and min(name) > 0x20 and b"\\" not in name
 
 
 def _quote(text: str, most: int = 80) -> str:

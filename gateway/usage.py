@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import orjson
@@ -67,6 +68,14 @@ class Watch:
         """An unstreamed answer: its size, and its JSON value."""
         self._record.bytes = size_bytes
         note_usage(self._record, answer)
+
+    def whole_bytes(self, body: bytes) -> None:
+        """The same, from the answer's bytes, of which nobody else needs the value."""
+        value: Any = None
+        if len(body) <= _MAX_EVENT_BYTES:
+            with suppress(orjson.JSONDecodeError):
+                value = orjson.loads(body)
+        self.whole(len(body), value)
 
 
 def _payload(event: bytes) -> Any:

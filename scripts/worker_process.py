@@ -80,6 +80,8 @@ class Worker:
     log_path: Path
     starts_path: Path
     """Where the scripted engine notes its starts."""
+    http_url: str = ""
+    """Where it serves HTTP, if that is its mode."""
 
     @property
     def log(self) -> str:
@@ -228,6 +230,48 @@ async def running_worker(
         raise
     finally:
         await worker.stop()
+
+
+async def start_http_worker(
+    environment: Mapping[str, str] | None = None, *, engine_port: int | None = None, **more: Any
+) -> Worker:
+    """Start `python handler.py --serve_http`, without a platform."""
+    port, engine_port = free_port(), engine_port or free_port()
+    variables = {"HOST": "127.0.0.1", "PORT": str(port), "ENGINE_PORT": str(engine_port)} | dict(environment or {})
+    worker = await start_worker(None, variables, arguments=more.pop("arguments", ("--serve_http",)), **more)
+    worker.engine_url = f"http://127.0.0.1:{engine_port}"
+    worker.http_url = f"http://127.0.0.1:{port}"
+    return worker
+
+
+@asynccontextmanager
+async def running_http_worker(
+    environment: Mapping[str, str] | None = None, *, start_seconds: float = ANSWER_SECONDS, **more: Any
+) -> AsyncIterator[Worker]:
+    """A worker that answers over HTTP; always stopped at the end. Raises WorkerError if it does not start."""
+    worker = await start_http_worker(environment, **more)
+    try:
+        await until_http_is_ready(worker, start_seconds)
+        yield worker
+    except BaseException:  # no need to drain
+        with suppress(ProcessLookupError):
+            worker.process.kill()
+        raise
+    finally:
+        await worker.stop()
+
+
+async def until_http_is_ready(worker: Worker, seconds: float = ANSWER_SECONDS) -> list[int]:
+    """Return once `/ping` answers 200; gives every status seen until then. Raises WorkerError if the worker ends."""
+    seen: list[int] = []
+    async with httpx.AsyncClient(base_url=worker.http_url, trust_env=False) as client, asyncio.timeout(seconds):
+        while not seen or seen[-1] != 200:
+            with suppress(httpx.TransportError):
+                seen.append((await client.get("/ping")).status_code)
+            if worker.process.returncode is not None:
+                raise WorkerError(worker.log)
+            await asyncio.sleep(0.01)
+    return seen
 
 
 async def until_api_is_ready(

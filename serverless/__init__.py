@@ -26,7 +26,7 @@ from common.settings import ConfigurationError
 from serverless import environment
 from serverless.adapters import is_generator, service_of
 from serverless.invocation import Invocation, read_invocation
-from serverless.modes import refuse, run
+from serverless.modes import refuse, run, run_server
 from serverless.progress import progress_update
 from serverless.service import Job, JobHandler, Lifespan, Service
 from serverless.settings import WorkerSettings
@@ -42,9 +42,15 @@ __all__ = [
     "read_invocation",
     "refuse",
     "run",
+    "run_server",
     "start",
     "validate",
 ]
+
+
+NO_HTTP = (
+    "--serve_http and MODE=http serve the engine; a handler of one's own takes jobs, with --rp_serve_api over HTTP"
+)
 
 
 def start(config: Mapping[str, Any]) -> NoReturn:
@@ -70,6 +76,8 @@ def start(config: Mapping[str, Any]) -> NoReturn:
     if modifier is not None and not callable(modifier):
         raise TypeError("'concurrency_modifier' must be a function of the current number of jobs at once")
     invocation = read_invocation(sys.argv[1:])
+    if invocation.arguments.serve_http:
+        invocation.refuse(ConfigurationError([NO_HTTP]))
     try:
         settings = WorkerSettings.from_environ(os.environ)
     except ConfigurationError as error:

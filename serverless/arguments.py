@@ -18,7 +18,8 @@ EPILOG = f"""\
 Which mode:
   --test_input JSON       answer this one job, print the answer, and exit
   --rp_serve_api          serve RunPod's API on this machine, with the job loop of a deployed worker behind it
-  neither                 run as a worker if the environment names a job queue (RUNPOD_WEBHOOK_GET_JOB or
+  --serve_http            serve the engine's API over plain HTTP, without a queue; MODE=http means the same
+  none of them            run as a worker if the environment names a job queue (RUNPOD_WEBHOOK_GET_JOB or
                           WAVERLESS_WEBHOOK_GET_JOB); else answer the job in {TEST_INPUT_FILE}
 
 The settings are environment variables; docs/configuration.md lists them.
@@ -30,11 +31,13 @@ class Arguments:
     """The command line.
 
     test_job: the job of local mode. serve_api: whether to serve the API, on `api_host` and `api_port`, with up to
-    `api_concurrency` jobs at once (None: as deployed). Neither: a worker. log_level: None if the flag is not given.
+    `api_concurrency` jobs at once (None: as deployed). serve_http: whether to serve HTTP without a queue. Else: a
+    worker. log_level: None if the flag is not given.
     """
 
     test_job: Job | None = None
     serve_api: bool = False
+    serve_http: bool = False
     api_host: str = "127.0.0.1"
     api_port: int = 8000
     api_concurrency: int | None = None
@@ -44,23 +47,31 @@ class Arguments:
 def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
     """Read the command line; if neither it nor the environment names a source of jobs, use `test_input.json`.
 
-    Exits with code 2 and one line for an unknown flag, for bad JSON, or if there is no job at all.
+    A flag that names a mode wins over the variable MODE. Exits with code 2 and one line for an unknown flag or MODE,
+    for bad JSON, or if there is no job at all.
     """
     parser = _parser()
     given = parser.parse_args(argv)
+    modes = [f"--{name}" for name in ("test_input", "rp_serve_api", "serve_http") if getattr(given, name)]
+    if len(modes) > 1:
+        parser.error(f"{' and '.join(modes)} are different modes: give only one of them")
+    mode = environ.get("MODE", "").strip().lower()
+    if mode not in ("", "queue", "http"):
+        parser.error(f"MODE={mode!r}: expected queue or http")
     arguments = Arguments(
         serve_api=given.rp_serve_api,
+        serve_http=given.serve_http or (mode == "http" and not modes),
         api_host=given.rp_api_host,
         api_port=given.rp_api_port,
         api_concurrency=given.rp_api_concurrency,
         log_level=given.rp_log_level,
     )
     if given.test_input is not None:
-        if given.rp_serve_api:
-            parser.error("--test_input answers one job and --rp_serve_api serves many: give only one of them")
         return replace(arguments, test_job=_test_job(parser, "--test_input", given.test_input))
-    if arguments.serve_api or environ.get("RUNPOD_WEBHOOK_GET_JOB"):
+    if arguments.serve_api or arguments.serve_http or environ.get("RUNPOD_WEBHOOK_GET_JOB"):
         return arguments
+    if mode == "queue":
+        parser.error("MODE=queue, but no job queue is named: a platform sets RUNPOD_WEBHOOK_GET_JOB")
     try:
         text = Path(TEST_INPUT_FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -89,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--test_input", metavar="JSON", help='the job of local mode, {"input": …}')
     both = _both_names
     parser.add_argument(*both("serve_api"), action="store_true", help="serve the API on this machine")
+    parser.add_argument("--serve_http", action="store_true", help="serve HTTP without a queue, on HOST and PORT")
     parser.add_argument(*both("api_host"), default=Arguments.api_host, metavar="HOST", help="the address: %(default)s")
     parser.add_argument(
         *both("api_port"), type=_port, default=Arguments.api_port, metavar="PORT", help="the port: %(default)s"

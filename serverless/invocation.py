@@ -55,7 +55,7 @@ def read_invocation(argv: list[str]) -> Invocation:
     arguments = parse_arguments(argv, os.environ)
     if arguments.log_level:
         os.environ["RUNPOD_LOG_LEVEL"] = arguments.log_level
-    if arguments.test_job is not None or arguments.serve_api:
+    if arguments.test_job is not None or arguments.serve_api or arguments.serve_http:
         platform = PlatformName.LOCAL
     mask = Mask.from_environ(os.environ)
     answers_one = arguments.test_job is not None

@@ -29,6 +29,7 @@ from common.logs import set_log_level
 from common.masking import Mask
 from common.memory import give_back_large_blocks
 from common.settings import ConfigurationError
+from common.signals import Stop, stop_on_signals
 from common.tasks import cancel, reason_of_end
 from common.variables import without_wrong_variables
 from common.web_server import PortInUseError, WebServerError, serving
@@ -42,7 +43,6 @@ from serverless.platform import Delivery, Platform, the_only_one
 from serverless.progress import received_by
 from serverless.service import Job, Lifespan, Service
 from serverless.settings import WorkerSettings
-from serverless.signals import Stop, stop_on_signals
 
 if TYPE_CHECKING:
     from serverless.heartbeat import Heart
@@ -97,11 +97,8 @@ def run(
     wrong with the settings, if that is why the service will not start.
     """
     arguments = invocation.arguments
-    os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK logs at DEBUG and prints every output
+    _prepare_process(settings)
     early_sdk.catch_up(os.environ)
-    set_log_level(settings.log_level)
-    raise_descriptor_limit()
-    give_back_large_blocks()
     concurrency = arguments.api_concurrency or concurrency
     work = Work(
         lifespan=lifespan,
@@ -131,6 +128,22 @@ def refuse(invocation: Invocation, error: ConfigurationError) -> NoReturn:
     refusal = StartError("; ".join(error.problems), check=error.check, is_lasting=error.is_lasting)
     settings = WorkerSettings.from_environ(without_wrong_variables(os.environ))
     run(invocation, lifespan_that_fails(refusal), settings, concurrency=1, refusal=refusal)
+
+
+def run_server(main: Callable[[], Coroutine[Any, Any, int]], settings: WorkerSettings) -> NoReturn:
+    """Run something other than jobs, in a process and an event loop like those of jobs; ends the process.
+
+    main: returns the exit code.
+    """
+    _prepare_process(settings)
+    sys.exit(_run_in_loop(main()))
+
+
+def _prepare_process(settings: WorkerSettings) -> None:
+    os.environ["RUNPOD_LOG_LEVEL"] = settings.log_level  # unset, the SDK logs at DEBUG and prints every output
+    set_log_level(settings.log_level)
+    raise_descriptor_limit()
+    give_back_large_blocks()
 
 
 def _delivery(platform: PlatformName, *, streams: bool, aggregates: bool) -> Delivery:

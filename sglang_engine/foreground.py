@@ -7,6 +7,7 @@ import os
 import sys
 import urllib.request
 from functools import partial
+from http import HTTPStatus
 from typing import NoReturn
 
 from common.masking import Mask
@@ -28,11 +29,15 @@ def serve(launch: Launch, mask: Mask) -> NoReturn:
 def is_healthy(launch: Launch) -> bool:
     """For a container's HEALTHCHECK: SGLang answers 200 on `/health` once it is warm. Prints why it is not ready."""
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"{launch.base_url}/health", timeout=5):
-            return True
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"{launch.base_url}/health", timeout=5) as answer:
+            status: int = answer.status
     except OSError as error:
         print(f"the engine is not ready: {error}", file=sys.stderr)
         return False
+    if status != HTTPStatus.OK:  # the worker's HTTP server says 204 while its engine starts
+        print(f"the engine is not ready: {status}", file=sys.stderr)
+    return status == HTTPStatus.OK
 
 
 def _watch_download(watch: DownloadWatch) -> None:

@@ -91,7 +91,9 @@ class Engine:
             )
         if _is_listening(self.launch):
             raise EngineError(
-                f"port {self.launch.port} is in use by another process; set PORT to a free one", check="port"
+                f"port {self.launch.port} is in use by another process; set PORT to a free one "
+                "(ENGINE_PORT behind the HTTP server)",
+                check="port",
             )
         self._started = launch = self.launch.with_models_on_disk(os.environ)
         log.info("starting the engine: %s", launch.shown_command())

@@ -125,7 +125,9 @@ class Supervisor:
     async def __aenter__(self) -> Self:
         try:
             await self._start_engine()
-        except BaseException:
+        except BaseException as error:
+            self._failure = str(error) if isinstance(error, EngineError) else ""
+            self._set(State.FAILED if isinstance(error, EngineError) else State.STOPPED)
             await self._engine.stop()
             raise
         self._set(State.READY)
@@ -178,6 +180,11 @@ class Supervisor:
     def engine_pids(self) -> list[int]:
         """The engine's processes, the first of them its leader; empty while it is down."""
         return self._engine.pids()
+
+    @property
+    def failure(self) -> str:
+        """Why the engine has been given up; empty unless it has."""
+        return self._failure
 
     async def wait_until_ready(self) -> None:
         """Return once the engine is ready.
@@ -244,9 +251,10 @@ class Supervisor:
     async def _wait_for_engine(self) -> None:
         if self.state is State.READY:
             return
-        if self.state is State.RESTARTING and self._waiting >= self._settings.max_waiting_jobs:
+        is_coming = self.state in (State.STARTING, State.RESTARTING)
+        if is_coming and self._waiting >= self._settings.max_waiting_jobs:
             raise UnavailableError(
-                f"the engine is restarting, and {self._waiting} jobs are already waiting for it (MAX_WAITING_JOBS)"
+                f"the engine is {self.state}, and {self._waiting} jobs are already waiting for it (MAX_WAITING_JOBS)"
             )
         self._waiting += 1
         try:

@@ -1,0 +1,329 @@
+"""What each path answers: health checks, the engine's open routes passed on both ways, refusals for the rest.
+
+An ASGI application without a framework: nothing is between a client and the engine but the checks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from common.errors import JobError, UnavailableError
+from common.job_record import JobRecord, Outcome
+from common.masking import Mask
+from common.tasks import cancel
+from gateway.deliver import Head, Upstream, as_job_error
+from gateway.error_events import error_event
+from gateway.errors import make_presentable
+from gateway.http_server.access import Access
+from gateway.http_server.bodies import Bodies, ClientLeftError, Reader, Receive, UnsupportedBodyError
+from gateway.http_server.refusals import Headers, MethodNotAllowedError, refusal
+from gateway.request import METHODS, UpstreamRequest
+from gateway.routes import checked_query, requested_path
+from sglang_engine.supervisor import State, Supervisor
+
+Scope = MutableMapping[str, Any]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Route = Callable[[Scope, Receive, Send], Awaitable[None]]
+"""An ASGI application for one path."""
+
+# https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1; `connection` names more of them.
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# Not for the engine either: what the worker's own client sets, the client's key and cookies, and what would make the
+# engine answer for other origins (CORS is this server's business).
+_NOT_FOR_THE_ENGINE = _HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"accept-encoding",
+    b"authorization",
+    b"x-api-key",
+    b"cookie",
+    b"origin",
+}
+# Nor for the client: what this server sets itself.
+_NOT_FOR_THE_CLIENT = _HOP_BY_HOP | {b"content-length", b"date", b"server"}
+
+_PLAIN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_LIVE, _READY = "/health/live", "/health/ready"
+
+
+@dataclass(eq=False)
+class _Visit:
+    """One request, from its head to the last byte of its answer."""
+
+    path: str
+    send: Send
+    task: asyncio.Task[Any]
+    record: JobRecord
+    has_begun: bool = False
+    """Whether a part of the answer has been sent."""
+    is_stream: bool = False
+    is_over: bool = False
+    has_left: bool = False
+    broken_off: JobError | None = None
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self.has_begun = True
+        headers = [*headers, (b"x-request-id", self.record.job_id.encode())]
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def body(self, data: bytes, *, more: bool) -> None:
+        self.is_over = not more
+        await self.send({"type": "http.response.body", "body": data, "more_body": more})
+
+    def leave(self) -> None:
+        """Note that the client has hung up, which ends the request to the engine."""
+        if not self.is_over:
+            self.has_left = True
+            self.task.cancel()
+
+    def break_off(self, error: JobError) -> None:
+        """End it with an error, whatever it is doing."""
+        if not self.is_over:
+            self.broken_off = error
+            self.task.cancel()
+
+
+class App:
+    """The ASGI application. It answers before the engine runs, and after it has been given up."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        supervisor: Supervisor,
+        bodies: Bodies,
+        access: Access,
+        mask: Mask,
+        *,
+        health_paths: frozenset[str],
+        allowed_routes: frozenset[str],
+        request_timeout_seconds: float,
+        routes: Mapping[str, Route] | None = None,
+    ) -> None:
+        """routes: this worker's own paths, besides those of the engine. They are open to everybody."""
+        self.idle = asyncio.Event()
+        """Set while no request is in flight."""
+        self.idle.set()
+        self._upstream = upstream
+        self._supervisor = supervisor
+        self._bodies = bodies
+        self._access = access
+        self._mask = mask
+        self._allowed_routes = allowed_routes
+        self._request_timeout_seconds = request_timeout_seconds
+        self._visits: set[_Visit] = set()
+        self._closed: JobError | None = None
+        health: dict[str, Route] = dict.fromkeys(health_paths, self.health)
+        self._routes: dict[str, Route] = {**(routes or {}), **health, _LIVE: self._live, _READY: self._ready}
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are being read or answered."""
+        return len(self._visits)
+
+    def close(self, error: JobError) -> None:
+        """From now on, refuse new requests with this error and fail health checks. Those in flight go on."""
+        self._closed = error
+
+    async def break_off(self, error: JobError, *, timeout_seconds: float) -> None:
+        """End every request in flight with this error; return when they have ended, or at the timeout."""
+        for visit in self._visits:
+            visit.break_off(error)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self.idle.wait()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            raise NotImplementedError  # uvicorn then does without
+        path = scope["raw_path"].decode("latin-1")
+        if (route := self._routes.get(path)) is not None:
+            await route(scope, receive, send)
+            return
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - uvicorn runs each request in a task
+        visit = _Visit(path, send, task, JobRecord.begin(_request_id(scope)))
+        self._visits.add(visit)
+        self.idle.clear()
+        try:
+            with visit.record.in_context():
+                await self._serve(visit, scope, receive)
+        finally:
+            visit.record.end(Outcome.CANCELLED)  # unless it has ended otherwise
+            self._visits.discard(visit)
+            if not self._visits:
+                self.idle.set()
+
+    async def health(self, scope: Scope, _: Receive, send: Send) -> None:
+        """204 while the engine starts, 200 once it is warm, 503 when it will not answer any more."""
+        error = self._error_for_health()
+        if error is not None:
+            await _refuse(send, error, scope["path"])
+        else:
+            await _answer(send, HTTPStatus.OK if self._is_ready else HTTPStatus.NO_CONTENT)
+
+    async def _live(self, _: Scope, __: Receive, send: Send) -> None:
+        """200 for as long as this process answers: for those who restart what does not."""
+        await _answer(send, HTTPStatus.OK)
+
+    async def _ready(self, scope: Scope, _: Receive, send: Send) -> None:
+        """200 while requests are answered at once, else 503: for those who take every 2xx for ready."""
+        error = self._error_for_health()
+        if error is None and not self._is_ready:
+            error = UnavailableError(f"the engine is {self._supervisor.state}")
+        if error is not None:
+            await _refuse(send, error, scope["path"])
+        else:
+            await _answer(send, HTTPStatus.OK)
+
+    @property
+    def _is_ready(self) -> bool:
+        return self._supervisor.state is State.READY
+
+    def _error_for_health(self) -> JobError | None:
+        if self._closed is None and self._supervisor.state in (State.FAILED, State.STOPPED):
+            return UnavailableError(self._supervisor.failure or "the engine has been stopped")
+        return self._closed
+
+    async def _serve(self, visit: _Visit, scope: Scope, receive: Receive) -> None:
+        """Answer a request, whatever happens to it."""
+        try:
+            with self._bodies.reader() as reader:
+                try:
+                    request = await self._admit(visit, scope, receive, reader)
+                except JobError:
+                    await reader.discard(receive)
+                    raise
+                await self._pass_on(visit, request, receive)
+        except ClientLeftError:
+            pass
+        except asyncio.CancelledError:
+            if visit.has_left:
+                visit.task.uncancel()
+            elif visit.broken_off is not None:
+                visit.task.uncancel()
+                await self._fail(visit, visit.broken_off)
+            else:
+                raise
+        except Exception as exception:
+            await self._fail(visit, exception)
+
+    async def _admit(self, visit: _Visit, scope: Scope, receive: Receive, reader: Reader) -> UpstreamRequest:
+        """The request to the engine. Raises JobError for one that is refused, ClientLeftError if its client leaves."""
+        if self._closed is not None:
+            raise self._closed
+        headers = dict(scope["headers"])
+        self._access.check(visit.path, headers)
+        path = visit.record.route = requested_path(visit.path, self._allowed_routes)
+        method: str = scope["method"]
+        if method not in METHODS:
+            raise MethodNotAllowedError(f"the method is not accepted; {', '.join(METHODS)} are")
+        query = checked_query(scope["query_string"].decode("latin-1"))
+        if headers.get(b"content-encoding", b"identity") != b"identity":
+            raise UnsupportedBodyError("compressed bodies are not accepted")
+        length = headers.get(b"content-length", b"")
+        body = await reader.read(receive, int(length) if length.isdigit() else None)
+        return UpstreamRequest(
+            method,
+            path,
+            body or None,
+            query=query,
+            token_ids=await self._bodies.check(body, headers.get(b"content-type", b"")),
+            headers=tuple(_kept(scope["headers"], _NOT_FOR_THE_ENGINE)),
+        )
+
+    async def _pass_on(self, visit: _Visit, request: UpstreamRequest, receive: Receive) -> None:
+        """Send a request to the engine, and its answer to the client as it comes."""
+        watching = asyncio.create_task(_watch(visit, receive), name="watching for a client that hangs up")
+        try:
+            label = f"request {visit.record.job_id}"
+            async with aclosing(self._upstream.pass_on(request, self._mask, label=label)) as parts:
+                async for part in parts:
+                    if isinstance(part, Head):
+                        head = part
+                        visit.is_stream = visit.record.streamed = head.is_stream
+                    elif head.is_stream:
+                        if not visit.has_begun:
+                            await visit.start(head.status, _kept(head.headers, _NOT_FOR_THE_CLIENT))
+                        await visit.body(part, more=True)
+                    else:
+                        length = (b"content-length", str(len(part)).encode())
+                        await visit.start(head.status, [*_kept(head.headers, _NOT_FOR_THE_CLIENT), length])
+                        await visit.body(part, more=False)
+            if head.is_stream:
+                await visit.body(b"", more=False)
+            visit.record.end(Outcome.COMPLETED if head.status < HTTPStatus.BAD_REQUEST else Outcome.FAILED, head.status)
+        finally:
+            await cancel(watching)
+
+    async def _fail(self, visit: _Visit, exception: Exception) -> None:
+        """Tell the client: as an answer if nothing has been sent yet, else as the stream's last event."""
+        error = as_job_error(exception, request_timeout_seconds=self._request_timeout_seconds)
+        make_presentable(error, self._mask)
+        visit.record.error_type = error.type
+        if not visit.has_begun:
+            status, headers, body = refusal(error, visit.path, allowed_methods=", ".join(METHODS))
+            await visit.start(status, headers)
+            await visit.body(body, more=False)
+        elif visit.is_stream and not visit.is_over:
+            await visit.body(error_event(error, visit.path).encode("utf-8", "replace"), more=False)
+        visit.record.end(Outcome.FAILED, error.code)
+
+
+async def _watch(visit: _Visit, receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    visit.leave()
+
+
+def _kept(headers: list[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
+    """The headers that are passed on: neither dropped ones, nor those that `Connection` names, nor CORS."""
+    named = {
+        word.strip().lower() for name, value in headers if name.lower() == b"connection" for word in value.split(b",")
+    }
+    return [
+        (name, value)
+        for name, value in headers
+        if (lower := name.lower()) not in dropped and lower not in named and not lower.startswith(b"access-control-")
+    ]
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's own `X-Request-Id`, if it is plain; else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _PLAIN_ID.fullmatch(value):
+            own: bytes = value
+            return own.decode("ascii")
+    return f"req_{secrets.token_hex(8)}"
+
+
+async def _answer(send: Send, status: int) -> None:
+    headers = [] if status == HTTPStatus.NO_CONTENT else [(b"content-length", b"0")]
+    await send({"type": "http.response.start", "status": int(status), "headers": headers})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def _refuse(send: Send, error: JobError, path: str) -> None:
+    status, headers, body = refusal(error, path, allowed_methods="GET")
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
