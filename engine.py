@@ -18,7 +18,7 @@ from dotenv import load_dotenv
 from common.masking import MASK, Mask, is_secret_name
 from common.settings import TRUE, ConfigurationError
 from common.variables import VARIABLES, WAVERLESS_VARIABLES, read_variables
-from sglang_engine import foreground, gpus, hub, options
+from sglang_engine import foreground, gpus, hub, options, start_time
 from sglang_engine.gpus import Machine
 from sglang_engine.hub import HubModel
 from sglang_engine.launch import Launch, Setting
@@ -409,6 +409,17 @@ def warnings_for(environ: Mapping[str, str]) -> Iterator[str]:
             yield f"{name} is ignored: it is not an option of SGLang {version}; did you mean {' or '.join(near)}?"
 
 
+def start_limit_warnings(launch: Launch, environ: Mapping[str, str]) -> Iterator[str]:
+    """A warning where RunPod would give up on the worker before its engine can be ready. Looks at the disk."""
+    values = read_variables(environ)
+    yield from start_time.warnings_for(
+        launch,
+        environ,
+        limit_seconds=values[start_time.VARIABLE],
+        startup_timeout_seconds=values["STARTUP_TIMEOUT_SECONDS"],
+    )
+
+
 def _shown(option: Option, value: str) -> str:
     return MASK if option.is_secret else repr(value)
 
@@ -440,6 +451,8 @@ def main() -> int:
     for note in launch.notes:
         print(mask(note), file=sys.stderr)
     mask.add(launch.secrets)
+    for warning in start_limit_warnings(launch, os.environ):
+        print(mask(f"warning: {warning}"), file=sys.stderr)
     if arguments.print:
         print(mask(_overview(launch, os.environ, image)))
         return 0

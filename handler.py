@@ -37,7 +37,7 @@ from common.errors import JobError
 from common.helper_process import HelperProcess
 from common.masking import Mask
 from common.settings import Concurrency, ConfigurationError
-from engine import configure_here, read_image_file, warnings_for
+from engine import configure_here, read_image_file, start_limit_warnings, warnings_for
 from gateway.deliver import Upstream, as_job_error, create_client
 from gateway.error_events import error_event
 from gateway.errors import make_presentable
@@ -207,6 +207,8 @@ def main(early: EarlyHealth | None = None) -> NoReturn:
     for note in launch.notes:
         log.info("%s", note)
     invocation.mask.add(launch.secrets)
+    for warning in start_limit_warnings(launch, os.environ):
+        log.warning("%s", warning)
     _check_ports(invocation, launch)
     if http_settings is not None:
         serving = partial(serve_http, launch, settings, engine_settings, http_settings, invocation.mask, early)

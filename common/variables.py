@@ -126,6 +126,13 @@ VARIABLES = (
         "how long to wait for the engine to become ready; a first start downloads 62 GB",
     ),
     variable(
+        "RUNPOD_INIT_TIMEOUT",
+        "",
+        seconds(),
+        "read by RunPod: the seconds after which a worker that is not ready counts as unhealthy, 420 if it is not set; "
+        "the worker warns at its start if that is too short",
+    ),
+    variable(
         "SHUTDOWN_TIMEOUT_SECONDS",
         2 * MINUTES,
         seconds(),
