@@ -10,21 +10,22 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from dotenv import load_dotenv
+from dotenv import dotenv_values, load_dotenv
 
 from common.masking import MASK, Mask, is_secret_name
 from common.settings import TRUE, ConfigurationError
 from common.variables import VARIABLES, WAVERLESS_VARIABLES, read_variables
 from sglang_engine import foreground, gpus, hub, options, start_time
+from sglang_engine.contradictions import contradictions
 from sglang_engine.gpus import Machine
 from sglang_engine.hub import HubModel
 from sglang_engine.launch import Launch, Setting
-from sglang_engine.options import Option, masked, option_of, values_of
+from sglang_engine.options import Option, masked, option_of, values_of, variable_name
 from sglang_engine.presets import PRESETS, Preset
-from sglang_engine.spelling import nearest_names
+from sglang_engine.spelling import HUB_VARIABLES, nearest_names
 from sglang_engine.vllm_names import VLLM_NAMES
 
 # Names from RunPod's official SGLang and vLLM workers that mean the same as one of SGLang's options.
@@ -152,6 +153,7 @@ EXTRA_ARGS = "SGLANG_EXTRA_ARGS"
 # The image's environment, one NAME=value per line, written when it is built: what it sets is a default, which a preset
 # may replace, and not the user's choice.
 IMAGE_FILE = Path(__file__).with_name("image.env")
+ENV_FILE = Path(".env")
 
 
 def _options() -> dict[str, Option]:
@@ -203,7 +205,8 @@ def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None, mac
     """
     problems: list[str] = []
     notes: list[str] = []
-    chosen = _choose(environ, image or {}, _preset(environ, image or {}, machine, problems, notes), problems)
+    preset = _preset(environ, image or {}, machine, problems, notes)
+    chosen = _choose(environ, image or {}, preset, problems)
     arguments: list[str] = []
     for setting in chosen.values():
         option = OPTIONS[setting.name]
@@ -218,6 +221,9 @@ def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None, mac
             problems.append(f"{name} is empty: {_MUST_BE_KNOWN[flag]}")
     if not problems and not _is_port(given["--port"]):
         problems.append(f"PORT={given['--port']!r}: expected a port, from 1 to 65535")
+    names = {flag: setting.name for flag, setting in chosen.items()}
+    if not problems:
+        problems += contradictions(given, lambda flag: names.get(flag, variable_name(flag)))
     if problems:
         raise ConfigurationError(problems)
     return Launch(
@@ -231,7 +237,19 @@ def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None, mac
         download_folder=given.get("--download-dir") or None,
         environment=tuple(AGENT_ENVIRONMENT.items()) if _is_agent(environ) else (),
         notes=tuple(notes),
+        warnings=tuple(_undone(preset, chosen)),
     )
+
+
+def _undone(preset: Preset | None, chosen: Mapping[str, Setting]) -> Iterator[str]:
+    """What empty variables take away from a preset."""
+    for name, value in preset.variables.items() if preset is not None else ():
+        setting = chosen.get(OPTIONS[name].flag)
+        if value and setting is not None and not setting.value:
+            yield (
+                f"{setting.name} is empty, which undoes {name}={value} of the preset {preset.name if preset else ''}; "
+                f"leave {setting.name} out to keep it"
+            )
 
 
 _MUST_BE_KNOWN = {
@@ -277,6 +295,11 @@ def _choose(
         for flag in (OPTIONS[name].flag for name in _EAGLE_DEFAULTS):
             if flag in chosen and chosen[flag].source in ("default", "image"):
                 del chosen[flag]
+    numbers = [chosen[OPTIONS[name].flag] for name in _EAGLE_DEFAULTS if OPTIONS[name].flag in chosen]
+    if not all(setting.value for setting in numbers):  # EAGLE takes all of them or none
+        for setting in numbers:
+            if setting.source in ("default", "image"):
+                del chosen[OPTIONS[setting.name].flag]
     revision, model = chosen.get("--revision"), chosen.get("--model-path")
     if revision and model and revision.source == "image" != model.source:
         del chosen["--revision"]  # it belongs to the model that the image was built with
@@ -398,6 +421,7 @@ def warnings_for(environ: Mapping[str, str]) -> Iterator[str]:
     """Warnings about variables that have no effect: misspelt ones, and ones from other versions."""
     version = options.sglang_version()
     known = {*OPTIONS, *(variable.name for variable in VARIABLES), *WAVERLESS_VARIABLES, EXTRA_ARGS, "PRESET"}
+    known |= {*HUB_VARIABLES}
     for name in sorted(environ):
         if name in known or not environ[name].strip():
             continue
@@ -436,7 +460,8 @@ def main() -> int:
         "--health", action="store_true", help="exit with 0 if the engine on this machine is ready, else 1"
     )
     arguments = parser.parse_args()
-    load_dotenv(Path.cwd() / ".env")  # what the environment has already wins
+    in_file = dotenv_values(ENV_FILE).keys() - os.environ.keys()
+    load_dotenv(ENV_FILE)  # what the environment has already wins
     mask, image = Mask.from_environ(os.environ), read_image_file()
     for warning in warnings_for(os.environ) if not arguments.health else ():
         print(mask(f"warning: {warning}"), file=sys.stderr)
@@ -448,21 +473,27 @@ def main() -> int:
         return 2
     if arguments.health:
         return 0 if foreground.is_healthy(launch) else 1
-    for note in launch.notes:
+    for note in (*(f"warning: {warning}" for warning in launch.warnings), *launch.notes):
         print(mask(note), file=sys.stderr)
     mask.add(launch.secrets)
     for warning in start_limit_warnings(launch, os.environ):
         print(mask(f"warning: {warning}"), file=sys.stderr)
     if arguments.print:
-        print(mask(_overview(launch, os.environ, image)))
+        print(mask(_overview(launch, os.environ, image, in_file)))
         return 0
     foreground.serve(launch, mask)
 
 
-def _overview(launch: Launch, environ: Mapping[str, str], image: Mapping[str, str]) -> str:
-    """The command line, and every setting with its source."""
+def _overview(
+    launch: Launch, environ: Mapping[str, str], image: Mapping[str, str], in_file: Collection[str] = ()
+) -> str:
+    """The command line, and every setting with its source. in_file: what comes from the file `.env`."""
     rows = [
-        (setting.name, _shown_setting(setting), setting.source)
+        (
+            setting.name,
+            _shown_setting(setting),
+            ".env" if setting.source == "environment" and setting.name in in_file else setting.source,
+        )
         for setting in (*launch.settings, *_other_settings(environ, image))
     ]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]

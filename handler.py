@@ -204,6 +204,8 @@ def main(early: EarlyHealth | None = None) -> NoReturn:
         engine_settings = EngineSettings.from_environ(os.environ)
     except ConfigurationError as error:
         serverless.refuse(invocation, error)
+    for warning in launch.warnings:
+        log.warning("%s", warning)
     for note in launch.notes:
         log.info("%s", note)
     invocation.mask.add(launch.secrets)

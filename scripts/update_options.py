@@ -14,6 +14,7 @@ from typing import Any
 
 from sglang_engine.engine_lines import DEFAULTS_FILE
 from sglang_engine.options import TABLE_FILE, Kind, Type, variable_name
+from sglang_engine.ranges import RANGES
 
 # SGLang's own argument types, by function name.
 TYPES = {
@@ -118,7 +119,7 @@ def row_of(action: argparse.Action) -> dict[str, Any]:
         "choices": None if action.choices is None else sorted(str(choice) for choice in action.choices),
         "aliases": [variable_name(other) for other in others],
         "may_be_empty": action.nargs == "*",
-    }
+    } | ({"range": RANGES[flag].bounds()} if flag in RANGES else {})
 
 
 def type_of(action: argparse.Action) -> Type:

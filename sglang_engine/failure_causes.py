@@ -45,6 +45,7 @@ CAUSES = (
     ),
     _cause(
         r"Not enough memory\. Please try to increase --mem-fraction-static|leaves no room for the full"
+        r"|leave no GPU memory for the KV cache"
         r"|KV cache.{0,40}(?:not enough|insufficient|no) memory",
         "not enough GPU memory for the KV cache next to the model's weights",
         "use a larger GPU, a quantised model (MODEL_NAME, QUANTIZATION) or more GPUs (TENSOR_PARALLEL_SIZE), or raise "
@@ -71,11 +72,25 @@ CAUSES = (
     _cause(
         r"RepositoryNotFoundError|Repository Not Found|is not a valid model identifier|is not a local folder"
         r"|RevisionNotFoundError|Can't load the configuration of|does not appear to have a file named"
-        r"|LocalEntryNotFoundError|OfflineModeIsEnabled|HFValidationError",
+        r"|HFValidationError",
         "the model was not found, or is private",
-        "check MODEL_NAME and REVISION; a private model needs HF_TOKEN, an offline one its files under HF_HOME",
+        "check MODEL_NAME and REVISION; a private model needs HF_TOKEN",
         check="model",
         is_lasting=True,
+    ),
+    _cause(
+        r"outgoing traffic has been disabled|OfflineModeIsEnabled",
+        "the model is not complete on disk, and the hub is not asked (HF_HUB_OFFLINE)",
+        "check MODEL_NAME, REVISION and the files under HF_HOME, or set HF_HUB_OFFLINE=0",
+        check="model",
+        is_lasting=True,
+    ),
+    _cause(
+        r"We couldn't connect to '|LocalEntryNotFoundError|httpx\.Connect\w+|requests\.exceptions\.ConnectionError"
+        r"|Max retries exceeded with url",
+        "the model hub cannot be reached",
+        "check this host's network, HF_ENDPOINT and the proxy; a model that is on disk needs no hub",
+        check="hub",
     ),
     _cause(
         r"address already in use|Errno 98|port \d+ is (?:not available|already in use|in use)",

@@ -49,6 +49,9 @@ class Launch:
     notes: tuple[str, ...] = ()
     """What has been chosen for the user, and why: a line each."""
 
+    warnings: tuple[str, ...] = ()
+    """What the user may not have meant: a line each."""
+
     def with_models_on_disk(self, environ: Mapping[str, str]) -> Launch:
         """The same, with a folder in place of each model that is completely on disk; the others stay in `models`."""
         where = hub.caches(environ, self.download_folder)

@@ -20,6 +20,7 @@ from typing import Any
 
 from common.settings import FALSE as FALSE
 from common.settings import TRUE as TRUE
+from sglang_engine.ranges import Range
 
 TABLE_FILE = Path(__file__).with_name("sglang_options.json")
 
@@ -69,6 +70,8 @@ class Option:
     aliases: tuple[str, ...] = ()
     may_be_empty: bool = False
     """Whether an empty list is accepted."""
+    range: Range | None = None
+    """The bounds of a number."""
 
     @property
     def is_secret(self) -> bool:
@@ -83,6 +86,8 @@ class Option:
     def expected(self) -> str:
         """What is accepted, to complete "expected …"."""
         values = f"one of {', '.join(self.choices)}" if self.choices else _NAMES[self.type]
+        if self.range is not None:
+            values = f"{_NAMES[self.type]}{',' if self.type is Type.SIZE else ''} {self.range}"
         match self.kind:
             case Kind.LIST:
                 each = f"each {values}" if self.choices or self.type is not Type.TEXT else "words"
@@ -137,9 +142,11 @@ class Option:
                 raise ValueError(self.expected() + (f" (did you mean {near[0]!r}?)" if near else ""))
             return
         try:
-            _CHECKS[self.type](value)
+            number = _CHECKS[self.type](value)
         except ValueError:
             raise ValueError(self.expected()) from None
+        if self.range is not None and not self.range.has(number):
+            raise ValueError(self.expected())
 
 
 @cache
@@ -154,6 +161,7 @@ def load() -> tuple[Option, ...]:
             choices=None if row["choices"] is None else tuple(row["choices"]),
             aliases=tuple(row["aliases"]),
             may_be_empty=row["may_be_empty"],
+            range=Range(**row["range"]) if "range" in row else None,
         )
         for row in _table()["options"]
     )
@@ -246,9 +254,13 @@ _NAMES = {
 }
 
 
-def _size(value: str) -> None:
+def _size(value: str) -> float:
     if not _SIZE.fullmatch(value):
-        int(value)
+        return int(value)
+    number = value.rstrip("kKMGTi")
+    powers = ("", "k", "M", "G", "T") if not value.endswith("i") else ("", "K", "M", "G", "T")
+    unit: int = (1024 if value.endswith("i") else 1000) ** powers.index(value[len(number)])
+    return float(number) * unit
 
 
 def _json_of(kind: type[Any]) -> Callable[[str], None]:

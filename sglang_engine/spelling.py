@@ -62,9 +62,15 @@ _FOREIGN = [
 ]
 
 
+# Hugging Face's variables that users set. Others begin with HF_ too; none of them is as near to one of these as a slip.
+HUB_VARIABLES = ("HF_TOKEN", "HF_HOME", "HF_HUB_CACHE", "HF_ENDPOINT", "HF_HUB_OFFLINE")
+
+
 def nearest_names(name: str, known: Iterable[str]) -> list[str]:
     """The known names nearest to this one, at most three, and at most two letters away (one for a short name)."""
-    if not name.isupper() or len(name) < 5 or name.startswith(tuple(_FOREIGN)):
+    if name.startswith("HF_"):
+        known = HUB_VARIABLES
+    elif not name.isupper() or len(name) < 5 or name.startswith(tuple(_FOREIGN)):
         return []
     most = 2 if len(name) >= 8 else 1
     distances = [(distance(name, other, most), other) for other in known if abs(len(name) - len(other)) <= most]

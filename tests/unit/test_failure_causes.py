@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_engine.failure_causes import CAUSES, describe_exit, explain
+from sglang_engine.failure_causes import CAUSES, describe_exit, diagnose, explain
 
 # Real last words: of SGLang 0.5.23, PyTorch 2.x, huggingface_hub 1.x and transformers 5.x.
 LAST_WORDS = [
@@ -15,6 +15,11 @@ LAST_WORDS = [
     ),
     (
         "RuntimeError: Not enough memory. Please try to increase --mem-fraction-static. Current value: 0.5",
+        "not enough GPU memory for the KV cache",
+        "raise MEM_FRACTION_STATIC",
+    ),
+    (
+        "ValueError: Loaded weights leave no GPU memory for the KV cache under --mem-fraction-static=0.9. Raise",
         "not enough GPU memory for the KV cache",
         "raise MEM_FRACTION_STATIC",
     ),
@@ -32,6 +37,16 @@ LAST_WORDS = [
         "huggingface_hub.errors.GatedRepoError: 403 Client Error.\n\nCannot access gated repo for url https://x.",
         "the model is gated",
         "set HF_TOKEN",
+    ),
+    (
+        "LocalEntryNotFoundError: Cannot find the requested files and outgoing traffic has been disabled. To enable",
+        "the model is not complete on disk, and the hub is not asked",
+        "HF_HUB_OFFLINE=0",
+    ),
+    (
+        "LocalEntryNotFoundError: An error happened\nOSError: We couldn't connect to 'https://huggingface.co' to load",
+        "the model hub cannot be reached",
+        "check this host's network",
     ),
     (
         "RuntimeError: The NVIDIA driver on your system is too old (found version 12040).",
@@ -55,6 +70,26 @@ LAST_WORDS = [
 ]
 
 
+# For each of them: the check that the platform is told, and whether every other host would fail too.
+VERDICTS = [
+    ("gpu_memory", True),
+    ("kv_cache", True),
+    ("kv_cache", True),
+    ("model", True),
+    ("model", True),
+    ("model", True),
+    ("model", True),
+    ("hub", False),
+    ("driver", False),
+    ("driver", False),
+    ("port", False),
+    ("disk", False),
+    ("gpu", False),
+    ("gpu", False),
+    ("option", True),
+]
+
+
 @pytest.mark.parametrize(("output", "what", "advice"), LAST_WORDS, ids=[words[1] for words in LAST_WORDS])
 def test_cause_is_recognised_in_the_output(output: str, what: str, advice: str) -> None:
     said = explain(1, f"loading weights\nTraceback\n{output}\nbye")
@@ -65,6 +100,20 @@ def test_cause_is_recognised_in_the_output(output: str, what: str, advice: str) 
 def test_every_cause_has_its_last_words_here() -> None:
     for cause in CAUSES:
         assert any(cause.pattern.search(output) for output, _, _ in LAST_WORDS), cause.what
+
+
+@pytest.mark.parametrize(
+    ("output", "check", "is_lasting"),
+    [(output, *verdict) for (output, _, _), verdict in zip(LAST_WORDS, VERDICTS, strict=True)],
+    ids=[words[1] for words in LAST_WORDS],
+)
+def test_cause_of_one_host_is_told_from_one_of_every_host(output: str, check: str, is_lasting: bool) -> None:
+    why = diagnose(1, output)
+    assert (why.check, why.is_lasting) == (check, is_lasting)
+
+
+def test_unknown_cause_and_bare_code_may_be_the_host_s() -> None:
+    assert {(diagnose(code).check, diagnose(code).is_lasting) for code in (1, 2, 77, -9, None)} == {("engine", False)}
 
 
 @pytest.mark.parametrize(
