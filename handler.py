@@ -124,6 +124,7 @@ async def service(
                 intake, upstream, request_timeout_seconds=settings.request_timeout_seconds, mask=mask
             ),
             wait_until_ready=supervisor.wait_until_ready,
+            is_ready=lambda: supervisor.is_ready,
             wait_for_failure=supervisor.wait_for_failure,
             error_event=lambda job, error: error_event(error, path_asked_for(job.get("input"))),
             is_whole_answer=lambda output: not isinstance(output, str),

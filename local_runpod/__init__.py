@@ -17,6 +17,7 @@ Workers take jobs, post outputs and ping (`/job-take`, `/job-stream`, `/job-done
 from local_runpod.access import Access
 from local_runpod.app import create_app
 from local_runpod.faults import Faults
+from local_runpod.health_side import Health
 from local_runpod.jobs import Job, JobQueue, JobState, Limits, RawJson
 from local_runpod.webhooks import Webhooks
 from local_runpod.worker_environment import worker_environment
@@ -24,6 +25,7 @@ from local_runpod.worker_environment import worker_environment
 __all__ = [
     "Access",
     "Faults",
+    "Health",
     "Job",
     "JobQueue",
     "JobState",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request
@@ -14,6 +15,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from local_runpod.access import Access, Gate
 from local_runpod.client_side import client_side
 from local_runpod.faults import Faults
+from local_runpod.health_side import Health, health_of_workers, health_side
 from local_runpod.jobs import JobQueue, QueueClosedError, QueueFullError
 from local_runpod.openai_side import openai_side
 from local_runpod.pages import add_pages
@@ -39,13 +41,14 @@ def create_app(
     webhooks: Webhooks | None = None,
     access: Access | None = None,
     introduction: Mapping[str, Any] | None = None,
+    health: Callable[[], Health] | None = None,
 ) -> FastAPI:
     """The app over a queue.
 
     faults: make the worker's side misbehave. long_poll_seconds: how long an empty poll may take. worker_key,
     client_key: what each side must send; None to let everyone in. access: who may call; it has its own key and replaces
     `client_key`. Without it, anyone with the key may call. introduction: what the page says about the model; see
-    `add_pages`.
+    `add_pages`. health: whether jobs are answered; by default, whether a worker is asking for them.
     """
     queue, faults, webhooks = queue or JobQueue(), faults or Faults(), webhooks or Webhooks()
     access = access or Access(key=client_key)
@@ -63,7 +66,8 @@ def create_app(
 
     async def admit(request: Request) -> None:
         """Clients send their key as `Authorization: Bearer …`, as RunPod's do, or without `Bearer`."""
-        if not access.shows_key(request.headers.get("authorization", "")):
+        shown = request.headers.get("authorization") or request.headers.get("x-api-key", "")  # Anthropic's clients
+        if not access.shows_key(shown):
             raise HTTPException(401, "a key is needed: Authorization: Bearer <LOCAL_API_KEY>")
 
     workers = worker_side(queue, faults, long_poll_seconds=long_poll_seconds, worker_key=worker_key)
@@ -72,6 +76,10 @@ def create_app(
         app.include_router(side, prefix="/v2/{endpoint_id}", dependencies=[Depends(admit)])
         app.include_router(side, dependencies=[Depends(admit)], include_in_schema=False)
 
+    app.include_router(
+        openai_side(queue, under="/v1", leads_to="/v1"), dependencies=[Depends(admit)], include_in_schema=False
+    )
+    app.include_router(health_side(health or partial(health_of_workers, queue)))
     add_pages(app, admit, introduction)
     return app
 

@@ -47,16 +47,17 @@ _STATUS_OF_TYPE = {
 _STATUS_OF_CODE = {"model_not_found": 404}
 
 
-def openai_side(queue: JobQueue) -> APIRouter:
-    """The routes over a queue."""
+def openai_side(queue: JobQueue, *, under: str = "/openai", leads_to: str = "") -> APIRouter:
+    """The routes over a queue. A call of `{under}/X` asks the engine for `{leads_to}/X`."""
     router = APIRouter(tags=["OpenAI"])
+    anything = f"{under}/{{path:path}}"
 
-    @router.get("/openai/{path:path}", summary="A GET of OpenAI's API, such as /v1/models", response_model=None)
+    @router.get(anything, summary="A GET of OpenAI's API, such as /v1/models", response_model=None)
     async def get(request: Request, path: str) -> Response:
-        return await _answer(queue, request, f"/{path}", {})
+        return await _answer(queue, request, f"{leads_to}/{path}", {})
 
     @router.post(
-        "/openai/{path:path}",
+        anything,
         summary="A POST of OpenAI's API, such as /v1/chat/completions",
         openapi_extra=_BODY,
         response_model=None,
@@ -65,14 +66,14 @@ def openai_side(queue: JobQueue) -> APIRouter:
         body = await bodies.read_json(request, bodies.RUNSYNC_LIMIT_BYTES, queue)
         asked = bodies.parse_object(body or b"{}")
         return await _answer(
-            queue, request, f"/{path}", {"openai_input": asked} | ({} if asked else {"openai_method": "POST"})
+            queue, request, f"{leads_to}/{path}", {"openai_input": asked} | ({} if asked else {"openai_method": "POST"})
         )
 
-    @router.api_route("/openai/{path:path}", methods=["PUT", "DELETE"], include_in_schema=False, response_model=None)
+    @router.api_route(anything, methods=["PUT", "DELETE"], include_in_schema=False, response_model=None)
     async def other(request: Request, path: str) -> Response:
         body = await bodies.read_json(request, bodies.RUNSYNC_LIMIT_BYTES, queue)
         asked = {"openai_input": bodies.parse_object(body)} if body else {}
-        return await _answer(queue, request, f"/{path}", {"openai_method": request.method, **asked})
+        return await _answer(queue, request, f"{leads_to}/{path}", {"openai_method": request.method, **asked})
 
     return router
 

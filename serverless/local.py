@@ -12,10 +12,11 @@ from contextlib import asynccontextmanager
 from common.addresses import url_of
 from common.tasks import cancel
 from common.web_server import serving
-from local_runpod import Access, JobQueue, Webhooks, create_app, worker_environment
+from local_runpod import Access, Health, JobQueue, Webhooks, create_app, worker_environment
 from serverless import early_sdk
 from serverless.arguments import Arguments
 from serverless.platform import Platform
+from serverless.service import Lifespan, Service
 from serverless.settings import WorkerSettings
 
 log = logging.getLogger("worker.api")
@@ -23,9 +24,38 @@ log = logging.getLogger("worker.api")
 STOPPING = "the worker is stopping; send this again to another worker, or a little later"
 
 
+class Readiness:
+    """Whether jobs are answered, for the health checks, which begin before the service does."""
+
+    def __init__(self, lifespan: Lifespan) -> None:
+        self._lifespan = lifespan
+        self._service: Service | None = None
+        self._is_over = False
+
+    @asynccontextmanager
+    async def lifespan(self) -> AsyncGenerator[Service, None]:
+        """The lifespan, observed."""
+        try:
+            async with self._lifespan() as self._service:
+                yield self._service
+        finally:
+            self._is_over = True
+
+    def health(self) -> Health:
+        """What `/ping` tells."""
+        if self._is_over:
+            return Health.NO_MORE
+        return Health.READY if self._service is not None and self._service.is_ready() else Health.NOT_YET
+
+
 @asynccontextmanager
 async def local_platform(
-    arguments: Arguments, settings: WorkerSettings, stopping: asyncio.Event, *, is_stream: bool
+    arguments: Arguments,
+    settings: WorkerSettings,
+    readiness: Readiness,
+    stopping: asyncio.Event,
+    *,
+    is_stream: bool,
 ) -> AsyncGenerator[Platform, None]:
     """Serve RunPod's API; gives the open connection to its queue, over loopback, as a deployed worker has one.
 
@@ -35,7 +65,13 @@ async def local_platform(
     queue, worker_key = JobQueue(), secrets.token_urlsafe()
     access = Access(key=settings.local_api_key, listens_on=arguments.api_host, origins=settings.cors_origins)
     webhooks = Webhooks(only_public=not access.on_loopback, hosts=settings.webhook_hosts)
-    app = create_app(queue, worker_key=worker_key, access=access, webhooks=webhooks)
+    app = create_app(
+        queue,
+        worker_key=worker_key,
+        access=access,
+        webhooks=webhooks,
+        health=lambda: Health.NO_MORE if stopping.is_set() else readiness.health(),
+    )
     if not access.on_loopback and access.key is None:
         log.warning("anyone who can reach %s may use this worker; set LOCAL_API_KEY", arguments.api_host)
     async with serving(app, arguments.api_host, arguments.api_port, port_setting="--rp_api_port") as port:

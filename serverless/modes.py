@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -161,11 +161,12 @@ def _run(work: Work, arguments: Arguments) -> int:
         return _run_in_loop(_answer_one(work, arguments.test_job))
     try:
         if arguments.serve_api:
-            from serverless.local import local_platform  # imports the web framework, which the other modes do not need
+            # imports the web framework, which the other modes do not need
+            from serverless.local import Readiness, local_platform
 
-            return _run_in_loop(
-                _work(work, partial(local_platform, arguments, work.settings, is_stream=work.is_stream))
-            )
+            readiness = Readiness(work.lifespan)
+            platform = partial(local_platform, arguments, work.settings, readiness, is_stream=work.is_stream)
+            return _run_in_loop(_work(replace(work, lifespan=readiness.lifespan), platform))
         return _run_worker(work)
     except WebServerError as error:
         log.error("%s", error)

@@ -71,6 +71,7 @@ class Service:
 
     handler: answers each job.
     wait_until_ready: returns while jobs should be taken; raises JobError when they never will be again.
+    is_ready: whether `wait_until_ready` would return at once.
     wait_for_failure: returns the reason once the service breaks for good.
     error_event: turns an error into the last event of a job's broken-off stream; None if outputs are not events.
     is_whole_answer: whether an output is its job's entire answer, which the result will have too.
@@ -86,6 +87,7 @@ class Service:
     error_event: Callable[[Job, JobError], str] | None = None
     is_whole_answer: Callable[[Any], bool] = lambda _: False
     takes_large_json: bool = False
+    is_ready: Callable[[], bool] = lambda: True
     capacity: Capacity | None = None
     read: Callable[[Any], Reading] = read_error
     refreshes: bool = False

@@ -182,6 +182,11 @@ class Supervisor:
         return self._engine.pids()
 
     @property
+    def is_ready(self) -> bool:
+        """Whether requests are sent at once."""
+        return self.state is State.READY
+
+    @property
     def failure(self) -> str:
         """Why the engine has been given up; empty unless it has."""
         return self._failure

@@ -180,7 +180,7 @@ class App:
         if error is not None:
             await _refuse(send, error, scope["path"])
         else:
-            await _answer(send, HTTPStatus.OK if self._is_ready else HTTPStatus.NO_CONTENT)
+            await _answer(send, HTTPStatus.OK if self._supervisor.is_ready else HTTPStatus.NO_CONTENT)
 
     async def _live(self, _: Scope, __: Receive, send: Send) -> None:
         """200 for as long as this process answers: for those who restart what does not."""
@@ -189,16 +189,12 @@ class App:
     async def _ready(self, scope: Scope, _: Receive, send: Send) -> None:
         """200 while requests are answered at once, else 503: for those who take every 2xx for ready."""
         error = self._error_for_health()
-        if error is None and not self._is_ready:
+        if error is None and not self._supervisor.is_ready:
             error = UnavailableError(f"the engine is {self._supervisor.state}")
         if error is not None:
             await _refuse(send, error, scope["path"])
         else:
             await _answer(send, HTTPStatus.OK)
-
-    @property
-    def _is_ready(self) -> bool:
-        return self._supervisor.state is State.READY
 
     def _error_for_health(self) -> JobError | None:
         if self._closed is None and self._supervisor.state in (State.FAILED, State.STOPPED):
