@@ -18,6 +18,8 @@ class Conversation:
     reasoning: the text before `</think>`; None if the request turns thinking off.
     tools: the request's tool definitions.
     tool_calls: the calls of the answer, as (function name, arguments) pairs.
+    keeps_thoughts: whether the request leaves the thoughts of earlier turns in the prompt.
+    begins: whether the page offers it as the beginning of a chat.
     """
 
     name: str
@@ -26,6 +28,8 @@ class Conversation:
     reasoning: str | None = None
     tools: tuple[dict[str, Any], ...] = ()
     tool_calls: tuple[tuple[str, dict[str, str]], ...] = field(default=())
+    keeps_thoughts: bool = False
+    begins: bool = False
 
     @property
     def thinking(self) -> bool:
@@ -37,9 +41,15 @@ class Conversation:
         body: dict[str, Any] = {"messages": list(self.messages), "temperature": 0, "max_tokens": 256}
         if self.tools:
             body["tools"] = list(self.tools)
-        if not self.thinking:
-            body["chat_template_kwargs"] = {"enable_thinking": False}
+        if self.template_options:
+            body["chat_template_kwargs"] = self.template_options
         return body
+
+    @property
+    def template_options(self) -> dict[str, bool]:
+        """What the request tells the chat template."""
+        options = {} if self.thinking else {"enable_thinking": False}
+        return options | ({"clear_thinking": False} if self.keeps_thoughts else {})
 
 
 @dataclass(frozen=True)
@@ -65,23 +75,47 @@ GET_WEATHER: dict[str, Any] = {
 }
 
 WEATHER_IN_SEOUL = '{"city": "Seoul", "temperature_c": 21, "sky": "clear"}'
+WEATHER_IN_PARIS = '{"city": "Paris", "temperature_c": 14, "sky": "rain"}'
 
 _GREETING = {"role": "user", "content": "Hello"}
 _FRANCE = {"role": "user", "content": "What is the capital of France?"}
 _COUNT = {"role": "user", "content": "Count to ten."}
 _WEATHER = {"role": "user", "content": "What is the weather in Seoul?"}
-_WEATHER_CALL = {
-    "role": "assistant",
-    "content": "",
-    "tool_calls": [
+_TWO_CITIES = {"role": "user", "content": "What is the weather in Seoul and Paris?"}
+_CODE = {"role": "user", "content": "Show me a loop in Python."}
+_NUMBER = {"role": "user", "content": "Think of a number."}
+_WHICH = {"role": "user", "content": "Which number was it?"}
+
+
+def _calls(*cities: str, thoughts: str | None = None) -> dict[str, Any]:
+    """The turn in which the model asks for the weather of these cities, all at once."""
+    calls = [
         {
-            "id": "call_0",
+            "id": f"call_{index}",
             "type": "function",
-            "function": {"name": "get_weather", "arguments": '{"city": "Seoul"}'},
+            "function": {"name": "get_weather", "arguments": f'{{"city": "{city}"}}'},
         }
-    ],
-}
-_WEATHER_RESULT = {"role": "tool", "tool_call_id": "call_0", "content": WEATHER_IN_SEOUL}
+        for index, city in enumerate(cities)
+    ]
+    kept = {} if thoughts is None else {"reasoning_content": thoughts}
+    return {"role": "assistant", "content": "", **kept, "tool_calls": calls}
+
+
+def _result(index: int, weather: str) -> dict[str, Any]:
+    return {"role": "tool", "tool_call_id": f"call_{index}", "content": weather}
+
+
+_WEATHER_CALL, _WEATHER_RESULT = _calls("Seoul"), _result(0, WEATHER_IN_SEOUL)
+_TWO_CITIES_THOUGHTS = "Two cities, so I call get_weather once for each of them."
+_TWO_CITIES_CALLS = (("get_weather", {"city": "Seoul"}), ("get_weather", {"city": "Paris"}))
+_TWO_CITIES_RESULTS = (_result(0, WEATHER_IN_SEOUL), _result(1, WEATHER_IN_PARIS))
+_TWO_CITIES_ANSWER = """\
+| city | °C | sky |
+|---|---:|---|
+| Seoul | 21 | clear |
+| Paris | 14 | rain |"""
+_NUMBER_THOUGHTS = "I think of 47, and keep it to myself."
+_NUMBER_ANSWER = {"role": "assistant", "content": "I have one in mind.", "reasoning_content": _NUMBER_THOUGHTS}
 
 CONVERSATIONS: tuple[Conversation, ...] = (
     Conversation(
@@ -89,6 +123,7 @@ CONVERSATIONS: tuple[Conversation, ...] = (
         messages=(_GREETING,),
         reasoning="The user says hello. A short greeting back is enough.",
         content="Hello! I am a tiny model in the shape of GLM-4.7-Flash. 👋",
+        begins=True,
     ),
     Conversation(
         name="greeting_without_thinking",
@@ -100,6 +135,7 @@ CONVERSATIONS: tuple[Conversation, ...] = (
         messages=(_FRANCE,),
         reasoning="A question of geography. The capital of France is Paris.",
         content="The capital of France is Paris.",
+        begins=True,
     ),
     Conversation(name="fact_without_thinking", messages=(_FRANCE,), content="The capital of France is Paris."),
     Conversation(
@@ -115,6 +151,7 @@ CONVERSATIONS: tuple[Conversation, ...] = (
         tools=(GET_WEATHER,),
         reasoning="I cannot see the weather myself, so I call get_weather for Seoul.",
         tool_calls=(("get_weather", {"city": "Seoul"}),),
+        begins=True,
     ),
     Conversation(
         name="tool_call_without_thinking",
@@ -134,6 +171,52 @@ CONVERSATIONS: tuple[Conversation, ...] = (
         messages=(_WEATHER, _WEATHER_CALL, _WEATHER_RESULT),
         tools=(GET_WEATHER,),
         content="It is 21 °C in Seoul (서울), with a clear sky.",
+    ),
+    Conversation(
+        name="code",
+        messages=(_CODE,),
+        reasoning="A short loop will do.",
+        content="This loop prints three numbers:\n\n```python\nfor number in range(3):\n    print(number)\n```",
+        begins=True,
+    ),
+    Conversation(
+        name="two_cities",
+        messages=(_TWO_CITIES,),
+        tools=(GET_WEATHER,),
+        reasoning=_TWO_CITIES_THOUGHTS,
+        tool_calls=_TWO_CITIES_CALLS,
+        begins=True,
+    ),
+    Conversation(
+        name="two_results",
+        messages=(_TWO_CITIES, _calls("Seoul", "Paris"), *_TWO_CITIES_RESULTS),
+        tools=(GET_WEATHER,),
+        reasoning="Both results are there.",
+        content=_TWO_CITIES_ANSWER,
+    ),
+    # A client that sends the thoughts back, or appends token ids: within a turn, they stay in the prompt.
+    Conversation(
+        name="two_results_after_thoughts",
+        messages=(_TWO_CITIES, _calls("Seoul", "Paris", thoughts=_TWO_CITIES_THOUGHTS), *_TWO_CITIES_RESULTS),
+        tools=(GET_WEATHER,),
+        reasoning="Both results are there.",
+        content=_TWO_CITIES_ANSWER,
+    ),
+    Conversation(
+        name="number", messages=(_NUMBER,), reasoning=_NUMBER_THOUGHTS, content="I have one in mind.", begins=True
+    ),
+    Conversation(
+        name="number_known",
+        messages=(_NUMBER, _NUMBER_ANSWER, _WHICH),
+        reasoning="I thought of 47.",
+        content="It was 47.",
+        keeps_thoughts=True,
+    ),
+    Conversation(
+        name="number_forgotten",
+        messages=(_NUMBER, _NUMBER_ANSWER, _WHICH),
+        reasoning="My earlier thoughts are gone.",
+        content="I no longer know.",
     ),
 )
 
