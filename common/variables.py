@@ -7,8 +7,10 @@ Each package reads its own part into a frozen dataclass (`gateway.settings`, `sg
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -77,6 +79,27 @@ def _path() -> Parser:
         return text
 
     return "a plain path such as /ping", parse
+
+
+def _introduction() -> Parser:
+    def parse(path: str) -> dict[str, Any]:
+        try:
+            introduction = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError:
+            raise ValueError(path) from None
+        match introduction:
+            case {"text": str(), "starters": [*starters]} if all(map(_is_starter, starters)):
+                return dict(introduction)
+        raise ValueError(path)
+
+    return 'a JSON file of the form {"text": "…", "starters": [{"prompt": "…", "settings": {"tools": true}}]}', parse
+
+
+def _is_starter(value: Any) -> bool:
+    match value:
+        case {"prompt": str(), **rest}:
+            return isinstance(rest.get("settings", {}), dict)
+    return False
 
 
 VARIABLES = (
@@ -184,6 +207,13 @@ VARIABLES = (
         _hosts(),
         "hosts that the API on this machine may post finished jobs to even if they are not public; an API that listens "
         "on loopback posts anywhere",
+    ),
+    variable(
+        "PAGE_INTRODUCTION",
+        "",
+        _introduction(),
+        "what the page of the API on this machine says about its model, and the questions that it offers; settings are "
+        "`system`, `temperature`, `max-tokens`, `thinking` and `tools`. The tiny GLM brings its own",
     ),
     variable("WAVERLESS_HEALTH_PORT", 8000, count(most=65535), "the port of `GET /health`, served on Waverless only"),
     variable(

@@ -232,3 +232,21 @@ _BY_NAME = {c.name: c for c in CONVERSATIONS}
 def conversation(name: str) -> Conversation:
     """The conversation with this name. Raises KeyError for an unknown one."""
     return _BY_NAME[name]
+
+
+def introduction() -> dict[str, Any]:
+    """What the page of API mode says about this model, and the chats that it offers (`PAGE_INTRODUCTION`)."""
+    return {
+        "text": "This is the tiny GLM: GLM-4.7-Flash's architecture with under a million parameters, on a CPU. "
+        "It knows these conversations by heart, and answers anything else with nonsense.",
+        "starters": [
+            {"prompt": begun.messages[-1]["content"], "settings": _page_settings(begun)}
+            for begun in CONVERSATIONS
+            if begun.begins
+        ],
+    }
+
+
+def _page_settings(begun: Conversation) -> dict[str, Any]:
+    plain = {"system": "", "temperature": "", "max-tokens": ""}
+    return {**plain, "thinking": begun.thinking, "tools": bool(begun.tools)}

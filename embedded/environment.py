@@ -7,6 +7,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 MODEL_FOLDER = FOLDER.parent / ".cache" / "tiny-glm"
+INTRODUCTION = "introduction.json"  # in the model's folder: what the page says about it
 
 
 def engine_environment(environ: Mapping[str, str], model_folder: Path = MODEL_FOLDER) -> dict[str, str]:
@@ -19,6 +20,7 @@ def engine_environment(environ: Mapping[str, str], model_folder: Path = MODEL_FO
         **environ,
         "PYTHONPATH": ":".join(filter(None, python_path)),
         "MODEL_NAME": str(model_folder),
+        "PAGE_INTRODUCTION": str(model_folder / INTRODUCTION),
         "DEVICE": "cpu",
         "ATTENTION_BACKEND": "torch_native",  # the only one without compiled CPU kernels
         "SPECULATIVE_ALGORITHM": "",  # EAGLE's kernels exist for GPUs only

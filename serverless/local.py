@@ -71,6 +71,7 @@ async def local_platform(
         access=access,
         webhooks=webhooks,
         health=lambda: Health.NO_MORE if stopping.is_set() else readiness.health(),
+        introduction=settings.page_introduction,
     )
     if not access.on_loopback and access.key is None:
         log.warning("anyone who can reach %s may use this worker; set LOCAL_API_KEY", arguments.api_host)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from common.settings import Concurrency
 from common.variables import read_variables
@@ -19,6 +20,7 @@ class WorkerSettings:
     local_api_key: str | None
     cors_origins: frozenset[str]
     webhook_hosts: frozenset[str]
+    page_introduction: Mapping[str, Any] | None
     waverless_health_port: int
     log_level: str
 
@@ -34,6 +36,7 @@ class WorkerSettings:
             local_api_key=values["LOCAL_API_KEY"],
             cors_origins=values["CORS_ORIGINS"] or frozenset(),
             webhook_hosts=values["WEBHOOK_HOSTS"] or frozenset(),
+            page_introduction=values["PAGE_INTRODUCTION"],
             waverless_health_port=values["WAVERLESS_HEALTH_PORT"],
             log_level=log_level or values["RUNPOD_DEBUG_LEVEL"] or values["RUNPOD_LOG_LEVEL"],
         )

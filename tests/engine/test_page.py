@@ -1,6 +1,6 @@
 """The page to try it, in a headless Chromium, over API mode and the real SGLang on the tiny GLM.
 
-`PAGE_PICTURE=docs/page.png scripts/test tests/engine/test_page.py` makes the README's picture anew.
+`PAGE_PICTURES=docs scripts/test tests/engine/test_page.py` makes the pictures of the docs anew.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import httpx
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from embedded.conversations import conversation
-from tests.browser import SECONDS, chromium, visiting
+from embedded.conversations import WEATHER_IN_PARIS, WEATHER_IN_SEOUL, conversation
+from tests.browser import PHONE, SECONDS, chromium, visiting
 from tests.engine.conftest import Api
 
 pytestmark = pytest.mark.anyio
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 @pytest.fixture
 async def page(api: Api) -> AsyncIterator[Page]:
-    async with chromium() as browser, visiting(browser, api.url, viewport={"width": 1120, "height": 640}) as page:
+    async with chromium() as browser, visiting(browser, api.url, viewport={"width": 1120, "height": 860}) as page:
         await expect(page.locator("#model option")).to_have_text("glm-4.7-flash")
         yield page
 
@@ -55,17 +55,45 @@ async def test_thinking_off(page: Page) -> None:
     await expect(page.locator("details.reasoning")).to_be_hidden()
 
 
-async def test_tool_call_and_its_result(page: Page) -> None:
-    call, answer = conversation("tool_call"), conversation("tool_result")
-    await page.check("#tools")
-    await ask(page, call.messages[-1]["content"])
-    await expect(page.locator("pre.call")).to_have_text('get_weather({"city": "Seoul"})')
-    await expect(page.locator("#prompt")).to_have_value(answer.messages[-1]["content"])
-    await ask(page, answer.messages[-1]["content"])
-    await expect(page.locator("article.assistant .content").last).to_have_text(answer.content)
-    if picture := os.environ.get("PAGE_PICTURE"):
-        await page.locator("details.reasoning summary").first.click()
-        await page.screenshot(path=picture)
+async def test_tiny_model_introduces_itself_and_each_button_starts_a_fresh_chat(page: Page) -> None:
+    introduction = page.get_by_role("region", name="About this model")
+    await expect(introduction).to_contain_text("This is the tiny GLM")
+    for name in ("greeting", "code", "tool_call", "number"):
+        known = conversation(name)
+        await page.fill("#system", "whatever")  # a starter brings the settings that it needs
+        await introduction.get_by_role("button", name=known.messages[-1]["content"], exact=True).click()
+        await expect(page.locator(".numbers")).not_to_be_empty()
+        await expect(page.locator("article.user .text")).to_have_text(known.messages[-1]["content"])
+        if known.content:
+            await expect(page.locator(".content")).to_contain_text(known.content.split("\n")[0])
+        else:
+            await expect(page.locator("pre.call")).to_be_visible()
+
+
+async def test_two_calls_in_one_turn_and_a_table(page: Page) -> None:
+    await page.get_by_role("button", name="What is the weather in Seoul and Paris?").click()
+    await expect(page.locator("pre.call")).to_have_count(2)
+    for result in (WEATHER_IN_SEOUL, WEATHER_IN_PARIS):  # as the page proposes them
+        await expect(page.locator("#prompt")).to_have_value(result)
+        await page.press("#prompt", "Enter")
+    await expect(page.locator("article.assistant table td")).to_have_text(
+        ["Seoul", "21", "clear", "Paris", "14", "rain"]
+    )
+    if pictures := os.environ.get("PAGE_PICTURES"):
+        await expect(page.locator("#send")).to_be_visible()
+        await page.screenshot(path=f"{pictures}/page.png")
+
+
+async def test_answer_with_code_is_read_on_a_phone(api: Api) -> None:
+    phone = {"viewport": PHONE, "device_scale_factor": 2, "has_touch": True, "color_scheme": "dark"}
+    async with chromium() as browser, visiting(browser, api.url, **phone) as page:
+        await page.get_by_role("button", name="Show me a loop in Python.").tap()
+        code = page.locator("article.assistant pre")
+        await expect(code).to_have_text("for number in range(3):\n    print(number)\n")
+        await expect(page.locator("#send")).to_be_visible()
+        await expect(code).to_be_in_viewport(ratio=1)
+        if pictures := os.environ.get("PAGE_PICTURES"):
+            await page.screenshot(path=f"{pictures}/page-phone.png")
 
 
 async def test_error_is_shown_and_the_question_can_be_asked_again(page: Page) -> None:
