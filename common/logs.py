@@ -13,7 +13,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -24,6 +24,9 @@ import orjson
 from common.masking import LineMask, Mask
 
 LOG_LEVELS = ("NOTSET", "TRACE", "DEBUG", "INFO", "WARN", "ERROR")  # runpod 1.12.0, rp_logger.py
+
+# What else people write, of other logging systems.
+_OTHER_NAMES = {"WARNING": "WARN", "CRITICAL": "ERROR", "FATAL": "ERROR"}
 
 # Python's names for them; the SDK's NOTSET logs nothing.
 _PYTHON_LEVELS = {"TRACE": "DEBUG", "WARN": "WARNING", "NOTSET": "CRITICAL"}
@@ -56,6 +59,20 @@ def configure_logging(form: LogForm) -> None:
 def set_log_level(level: str) -> None:
     """Log the worker's own lines at this level and above; one of LOG_LEVELS."""
     logging.getLogger("worker").setLevel(_PYTHON_LEVELS.get(level, level))
+
+
+def level_named(text: str) -> str:
+    """The one of LOG_LEVELS that somebody means, in upper or lower case. Raises ValueError if there is none."""
+    name = text.strip().upper()
+    level = _OTHER_NAMES.get(name, name)
+    if level not in LOG_LEVELS:
+        raise ValueError(text)
+    return level
+
+
+def log_level() -> tuple[str, Callable[[str], str]]:
+    """How a variable with a level is read: see `common.settings.Parser`."""
+    return f"one of {', '.join(LOG_LEVELS)}", level_named
 
 
 def form_in_use() -> LogForm:

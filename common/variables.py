@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from common.addresses import is_plain_path
-from common.logs import LOG_LEVELS
+from common.logs import log_level
 from common.settings import (
     Parser,
     any_text,
@@ -222,8 +222,8 @@ VARIABLES = (
         word(("JSON", "TEXT")),
         "the form of the log: `json`, one object a line, or `text`; empty: JSON on a platform, text elsewhere",
     ),
-    variable("RUNPOD_LOG_LEVEL", "INFO", word(LOG_LEVELS), "the lowest level that is logged, by the SDK's names"),
-    variable("RUNPOD_DEBUG_LEVEL", "", word(LOG_LEVELS), "the older name of RUNPOD_LOG_LEVEL, which wins"),
+    variable("RUNPOD_LOG_LEVEL", "INFO", log_level(), "the lowest level that is logged, by the SDK's names"),
+    variable("RUNPOD_DEBUG_LEVEL", "", log_level(), "the older name of RUNPOD_LOG_LEVEL, which wins"),
 )
 
 # What Waverless sets (WaveSpeed's platform; most of its providers set RunPod's twins too).
@@ -237,6 +237,10 @@ WAVERLESS_VARIABLES = (
     "WAVERLESS_WEBHOOK_POST_STREAM",
     "WAVERLESS_WEBHOOK_PING",
     "WAVERLESS_POD_ID",
+    "WAVERLESS_POD_HOSTNAME",
+    "WAVERLESS_PROJECT_ID",
+    "WAVERLESS_REALTIME_PORT",
+    "WAVERLESS_REALTIME_CONCURRENCY",
 )
 
 

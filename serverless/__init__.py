@@ -23,13 +23,14 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from common.settings import ConfigurationError
-from serverless import environment
 from serverless.adapters import is_generator, service_of
 from serverless.invocation import Invocation, read_invocation
 from serverless.modes import refuse, run, run_server
 from serverless.progress import progress_update
 from serverless.service import Job, JobHandler, Lifespan, Service
 from serverless.settings import WorkerSettings
+from serverless.user_log import log
+from serverless.validation import validate
 
 __all__ = [
     "Invocation",
@@ -38,6 +39,7 @@ __all__ = [
     "Lifespan",
     "Service",
     "WorkerSettings",
+    "log",
     "progress_update",
     "read_invocation",
     "refuse",
@@ -90,15 +92,3 @@ def start(config: Mapping[str, Any]) -> NoReturn:
         streams=is_generator(handler),
         aggregates=bool(config.get("return_aggregate_stream")),
     )
-
-
-def validate(raw_input: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """Check an input against a schema with RunPod's own validator.
-
-    Returns `{"validated_input": …}`, or `{"errors": [text, …]}`. schema: for each name, its `type`, whether it is
-    `required`, a `default` and `constraints`, a function of the value.
-    """
-    os.environ.update(environment.translate(os.environ))
-    from serverless import runpod
-
-    return runpod.validate(raw_input, schema)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common.logs import LOG_LEVELS
+from common.logs import LOG_LEVELS, level_named
 from serverless.service import Job
 
 TEST_INPUT_FILE = "test_input.json"
@@ -42,6 +42,8 @@ class Arguments:
     api_port: int = 8000
     api_concurrency: int | None = None
     log_level: str | None = None
+    is_port_given: bool = field(default=False, compare=False)
+    """Whether `api_port` is the flag's."""
 
 
 def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
@@ -62,7 +64,8 @@ def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
         serve_api=given.rp_serve_api,
         serve_http=given.serve_http or (mode == "http" and not modes),
         api_host=given.rp_api_host,
-        api_port=given.rp_api_port,
+        api_port=Arguments.api_port if given.rp_api_port is None else given.rp_api_port,
+        is_port_given=given.rp_api_port is not None,
         api_concurrency=given.rp_api_concurrency,
         log_level=given.rp_log_level,
     )
@@ -103,14 +106,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--serve_http", action="store_true", help="serve HTTP without a queue, on HOST and PORT")
     parser.add_argument(*both("api_host"), default=Arguments.api_host, metavar="HOST", help="the address: %(default)s")
     parser.add_argument(
-        *both("api_port"), type=_port, default=Arguments.api_port, metavar="PORT", help="the port: %(default)s"
+        *both("api_port"),
+        type=_port,
+        metavar="PORT",
+        help=f"the port: {Arguments.api_port}; of a worker on Waverless, the port of GET /health",
     )
     parser.add_argument(
         *both("api_concurrency"), type=_count, metavar="N", help="jobs at once in API mode; default: as deployed"
     )
-    parser.add_argument(
-        *both("log_level"), type=str.upper, choices=LOG_LEVELS, metavar="LEVEL", help=f"one of {', '.join(LOG_LEVELS)}"
-    )
+    parser.add_argument(*both("log_level"), type=_level, metavar="LEVEL", help=f"one of {', '.join(LOG_LEVELS)}")
+    parser.add_argument(*both("debugger"), action="store_true", help="accepted, as the SDKs do; changes nothing")
     return parser
 
 
@@ -122,6 +127,13 @@ def _port(text: str) -> int:
     if not 0 <= (port := int(text)) <= 65535:
         raise argparse.ArgumentTypeError(f"{text} is not a port: expected 0 (any free one) to 65535")
     return port
+
+
+def _level(text: str) -> str:
+    try:
+        return level_named(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(LOG_LEVELS)})") from None
 
 
 def _count(text: str) -> int:

@@ -51,6 +51,7 @@ def read_invocation(argv: list[str]) -> Invocation:
     code 2 and one line for a wrong command line.
     """
     platform = environment.detect(os.environ)
+    asked_interval = environment.ping_interval(os.environ)
     os.environ.update(environment.translate(os.environ))
     arguments = parse_arguments(argv, os.environ)
     if arguments.log_level:
@@ -65,6 +66,12 @@ def read_invocation(argv: list[str]) -> Invocation:
     atexit.register(flush)
     exit_on_signals(EXIT_FAILED if answers_one else EXIT_OK, last=flush)
     configure_logging(form)
+    if asked_interval and not environment.is_usable(asked_interval):
+        log.warning(
+            "a ping interval of %r ms is of no use: pinging every %s ms",
+            asked_interval,
+            os.environ["RUNPOD_PING_INTERVAL"],
+        )
     return Invocation(arguments, platform, mask)
 
 

@@ -97,6 +97,8 @@ def run(
     wrong with the settings, if that is why the service will not start.
     """
     arguments = invocation.arguments
+    if arguments.is_port_given:  # as in Waverless's SDK, where the flag is about /health too
+        settings = replace(settings, waverless_health_port=arguments.api_port)
     _prepare_process(settings)
     early_sdk.catch_up(os.environ)
     concurrency = arguments.api_concurrency or concurrency

@@ -9,7 +9,6 @@ runpod.serverless.modules.rp_http            JOB_DONE_URL, JOB_STREAM_URL
 runpod.serverless.modules.rp_job             _job_get_url, _job_stop_url
 runpod.serverless.modules.rp_ping            Heartbeat.process_loop
 runpod.serverless.modules.worker_state       WORKER_ID, JobsProgress, PingJobMirror
-runpod.serverless.utils.rp_validator         validate
 runpod.version                               __version__
 """
 
@@ -51,7 +50,6 @@ __all__ = [
     "jobs_in_progress",
     "new_heart",
     "report_unhealthy",
-    "validate",
 ]
 
 # A poll's answer may take LONG_POLL_SECONDS to begin, and then has this long to finish: enough for twenty jobs of 20 MB
@@ -235,14 +233,6 @@ def _encode(data: dict[str, Any]) -> bytes:
         return json.dumps(data).encode()
     except (TypeError, ValueError, RecursionError):
         raise PlatformError("it is not JSON", never=True) from None
-
-
-def validate(raw_input: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """The SDK's own validator: `{"validated_input": …}`, or `{"errors": [text, …]}`."""
-    from runpod.serverless.utils.rp_validator import validate as validate_as_the_sdk
-
-    answer: dict[str, Any] = validate_as_the_sdk(raw_input, schema)
-    return answer
 
 
 def jobs_in_progress() -> int:

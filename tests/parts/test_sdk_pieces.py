@@ -26,7 +26,6 @@ PIECES: dict[tuple[str, str], tuple[str, ...] | None] = {
     ("runpod.serverless.modules.worker_state", "JobsProgress"): (),
     ("runpod.serverless.modules.worker_state", "PingJobMirror"): (),
     ("runpod.serverless.modules.worker_state", "WORKER_ID"): None,
-    ("runpod.serverless.utils.rp_validator", "validate"): ("raw_input", "schema"),
     ("runpod.version", "__version__"): None,
 }
 # And of the classes, their methods.
