@@ -16,6 +16,7 @@ from typing import Any
 from common.masking import MASK, Mask, is_secret_name
 from common.settings import ConfigurationError
 from engine import OPTIONS, configure, warnings_for
+from gateway.http_server.settings import HttpSettings
 from sglang_engine.launch import Launch
 from sglang_engine.options import values_of
 from sglang_engine.presets import KV_BYTES_PER_TOKEN, PRESETS, STATIC_SHARE, Preset
@@ -53,7 +54,6 @@ EXCLUDED_TYPES: dict[str, tuple[str, ...]] = {
 MIN_CUDA_VERSION = "13.0"  # lmsysorg/sglang's images are CUDA 13 since 0.5.20
 EXECUTION_TIMEOUT_MS = {"queue": 600_000, "http": 330_000}  # RunPod's default; what a load balancer allows at most
 IDLE_SECONDS = 60  # a worker that stays costs a minute, a cold start costs more
-HTTP_PORT = 80  # a load-balancing endpoint's PORT, unless it is set
 
 BASE_DISK_GB = 30  # compiled kernels, temporary files, logs
 DISK_PER_WEIGHT = 1.1  # files beside the weights, and a part that is written twice
@@ -109,11 +109,15 @@ def deployment(wanted: Wanted) -> Deployment:
     problems = list(_problems(wanted))
     preset = PRESETS.get(wanted.gpu)
     environment = {"PRESET": wanted.gpu, **wanted.environment, **({"MODE": "http"} if wanted.kind == "http" else {})}
+    launch: Launch | None = None
+    ports: list[int] = []
     try:
         launch = configure(environment, {})
+        if wanted.kind == "http":
+            ports = _ports(environment)
     except ConfigurationError as error:
-        raise ConfigurationError(problems + [p for p in error.problems if not p.startswith("PRESET=")]) from error
-    if preset is None or problems:
+        problems += [problem for problem in error.problems if not problem.startswith("PRESET=")]  # --gpu is named
+    if preset is None or launch is None or problems:
         raise ConfigurationError(problems)
     size_gb, known = _size_gb(launch, preset)
     environment = {**environment, VARIABLE: environment.get(VARIABLE) or str(limit_to_set(size_gb))}
@@ -136,7 +140,7 @@ def deployment(wanted: Wanted) -> Deployment:
     if wanted.kind == "http":
         # RunPod refuses an idle time-out for a queue that is scaled by request count.
         body["workers"]["idleTimeout"] = IDLE_SECONDS
-        body["ports"] = [f"{environment.get('PORT') or HTTP_PORT}/http"]
+        body["ports"] = [f"{port}/http" for port in ports]
     if wanted.volume:
         body["networkVolumes"] = [wanted.volume]
     if wanted.registry:
@@ -156,6 +160,12 @@ def _problems(wanted: Wanted) -> Iterator[str]:
         yield f"--env PRESET={wanted.environment['PRESET']}: --gpu {wanted.gpu} sets it"
     if wanted.environment.get("MODE", "").lower() not in ("", "http" if wanted.kind == "http" else "queue"):
         yield f"--env MODE={wanted.environment['MODE']}: --type sets it"
+
+
+def _ports(environment: Mapping[str, str]) -> list[int]:
+    """The ports of a load-balancing endpoint, as the worker reads them there. Raises ConfigurationError."""
+    settings = HttpSettings.from_environ({**environment, "RUNPOD_ENDPOINT_ID": "to be created"})
+    return sorted({settings.port, settings.health_port})
 
 
 def _notes(wanted: Wanted, environment: Mapping[str, str], *, size_gb: float, size_is_known: bool) -> Iterator[str]:

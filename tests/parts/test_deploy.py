@@ -338,3 +338,31 @@ async def test_printed_logs_have_no_secret(api: RestApi, body: dict[str, Any]) -
     process.send_signal(signal.SIGINT)
     assert await asyncio.wait_for(process.wait(), 30) == 130
     assert lines[-1] == b"w1 | 12:05:00 the token ***\n"
+
+
+# What `scripts/deploy` installs, and what those packages need.
+ITS_PACKAGES = {"httpx", "httpcore", "anyio", "h11", "idna", "certifi", "typing_extensions", "dotenv", "orjson"}
+WITHOUT_OTHERS = f"""
+import sys
+from importlib.machinery import PathFinder
+
+class OthersAreMissing:
+    def find_spec(self, name, path=None, target=None):
+        spec = None if path else PathFinder.find_spec(name)
+        if spec and "site-packages" in str(spec.origin) and name not in {ITS_PACKAGES}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, OthersAreMissing())
+from scripts.deploy import main
+sys.exit(main())
+"""
+
+
+async def test_needs_no_package_beyond_those_that_it_installs() -> None:
+    command = [sys.executable, "-c", WITHOUT_OTHERS, *NEW, "--type", "http", "--dry-run"]
+    process = await asyncio.create_subprocess_exec(
+        *command, cwd=REPOSITORY, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    assert json.loads(out)["type"] == "LOAD_BALANCER"

@@ -79,6 +79,8 @@ def test_load_balancer_has_a_port_and_an_idle_timeout_and_the_mode() -> None:
     assert body["workers"]["idleTimeout"] == 60
     assert body["timeout"] == 330_000, "5.5 minutes, the balancer's own limit"
     assert body_of(kind="http", environment={"PORT": "8080"})["ports"] == ["8080/http"]
+    ports = body_of(kind="http", environment={"PORT": "8080", "PORT_HEALTH": "8081"})["ports"]
+    assert ports == ["8080/http", "8081/http"]
 
 
 def test_volume_holds_the_model_instead_of_the_disk() -> None:
@@ -128,6 +130,7 @@ def test_model_of_unknown_size_gets_what_the_card_holds_and_a_note() -> None:
         (Wanted(image=IMAGE, gpu="h100", environment={"RUNPOD_INIT_TIMEOUT": "soon"}), "RUNPOD_INIT_TIMEOUT='soon'"),
         (Wanted(image=IMAGE, gpu="h100", environment={"PRESET": "b200"}), "--gpu h100 sets it"),
         (Wanted(image=IMAGE, gpu="h100", environment={"MODE": "http"}), "--type sets it"),
+        (Wanted(image=IMAGE, gpu="h100", kind="http", environment={"ENGINE_PORT": "80"}), "ENGINE_PORT=80"),
     ],
 )
 def test_wrong_setting_is_named_before_anything_is_sent(wanted: Wanted, named: str) -> None:
