@@ -20,21 +20,18 @@ class Access:
     """The key that clients have to show; without one, everyone may call."""
 
     def __init__(self, key: str | None) -> None:
-        self._keys: tuple[bytes, ...] = ()
-        if key:
-            # Beyond ASCII, curl sends the terminal's UTF-8, and a browser Latin-1.
-            self._keys = (key.encode(),) + ((key.encode("latin-1"),) if max(key) <= "\xff" else ())
+        self._key = key.encode() if key else None
 
     def check(self, path: str, headers: Mapping[bytes, bytes]) -> None:
         """Raises KeyNeededError for a request that may not be served."""
-        if not self._keys:
+        if self._key is None:
             return
         scheme, _, shown = headers.get(b"authorization", b"").partition(b" ")
         candidates = [shown.strip()] if scheme.lower() == b"bearer" else []
         is_anthropic = path.startswith(ANTHROPIC_PREFIX)
         if is_anthropic and b"x-api-key" in headers:
             candidates.append(headers[b"x-api-key"])
-        if not any(compare_digest(candidate, key) for candidate in candidates for key in self._keys):
+        if not any(compare_digest(candidate, self._key) for candidate in candidates):
             forms = "'Authorization: Bearer <API_KEY>'" + (" or 'x-api-key: <API_KEY>'" if is_anthropic else "")
             wrong = "the key is wrong" if any(candidates) else "a key is needed"
             raise KeyNeededError(f"{wrong}: send {forms}")

@@ -205,10 +205,12 @@ class App:
         """Answer a request, whatever happens to it."""
         try:
             with self._bodies.reader() as reader:
+                headers = dict(scope["headers"])
                 try:
-                    request = await self._admit(visit, scope, receive, reader)
+                    request = await self._admit(visit, scope, headers, receive, reader)
                 except JobError:
-                    await reader.discard(receive)
+                    if b"expect" not in headers:  # else its client waits for us, and sends nothing yet
+                        await reader.discard(receive, _announced_bytes(headers))
                     raise
                 await self._pass_on(visit, request, receive)
         except ClientLeftError:
@@ -224,11 +226,12 @@ class App:
         except Exception as exception:
             await self._fail(visit, exception)
 
-    async def _admit(self, visit: _Visit, scope: Scope, receive: Receive, reader: Reader) -> UpstreamRequest:
+    async def _admit(
+        self, visit: _Visit, scope: Scope, headers: Mapping[bytes, bytes], receive: Receive, reader: Reader
+    ) -> UpstreamRequest:
         """The request to the engine. Raises JobError for one that is refused, ClientLeftError if its client leaves."""
         if self._closed is not None:
             raise self._closed
-        headers = dict(scope["headers"])
         self._access.check(visit.path, headers)
         path = visit.record.route = requested_path(visit.path, self._allowed_routes)
         method: str = scope["method"]
@@ -237,8 +240,7 @@ class App:
         query = checked_query(scope["query_string"].decode("latin-1"))
         if headers.get(b"content-encoding", b"identity") != b"identity":
             raise UnsupportedBodyError("compressed bodies are not accepted")
-        length = headers.get(b"content-length", b"")
-        body = await reader.read(receive, int(length) if length.isdigit() else None)
+        body = await reader.read(receive, _announced_bytes(headers))
         return UpstreamRequest(
             method,
             path,
@@ -302,6 +304,11 @@ def _kept(headers: list[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Head
         for name, value in headers
         if (lower := name.lower()) not in dropped and lower not in named and not lower.startswith(b"access-control-")
     ]
+
+
+def _announced_bytes(headers: Mapping[bytes, bytes]) -> int:
+    length = headers.get(b"content-length", b"")
+    return int(length) if length.isdigit() else 0
 
 
 def _request_id(scope: Scope) -> str:

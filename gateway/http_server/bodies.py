@@ -97,9 +97,12 @@ class Reader:
         self._most_bytes = most_bytes
         self._is_complete = False
 
-    async def read(self, receive: Receive, announced_bytes: int | None) -> bytes:
-        """The whole body. Raises JobError if it is too large, ClientLeftError if its client leaves."""
-        if announced_bytes is not None and announced_bytes > self._most_bytes:
+    async def read(self, receive: Receive, announced_bytes: int) -> bytes:
+        """The whole body. Raises JobError if it is too large, ClientLeftError if its client leaves.
+
+        announced_bytes: its `Content-Length`; 0 if it has none.
+        """
+        if announced_bytes > self._most_bytes:
             raise self._too_large()
         pieces: list[bytes] = []
         while not self._is_complete:
@@ -111,8 +114,13 @@ class Reader:
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    async def discard(self, receive: Receive) -> None:
-        """Read what is left, within limits, and forget it, so that the client gets to read the answer."""
+    async def discard(self, receive: Receive, announced_bytes: int) -> None:
+        """Read what is left, within limits, and forget it, so that the client gets to read the answer.
+
+        A body that is too large for that is left alone: what comes of it is dropped after the answer.
+        """
+        if announced_bytes > MOST_DISCARDED_BYTES:
+            return
         seen = 0
         with suppress(TimeoutError, ClientLeftError):
             async with asyncio.timeout(DISCARD_SECONDS):
