@@ -222,7 +222,7 @@ def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None, mac
     if not problems and not _is_port(given["--port"]):
         problems.append(f"PORT={given['--port']!r}: expected a port, from 1 to 65535")
     if not _is_sendable(given.get("--api-key") or ""):
-        problems.append("API_KEY: expected visible ASCII characters without spaces, since it is sent in a header")
+        problems.append("API_KEY: expected ASCII characters, as it is sent in a header")
     names = {flag: setting.name for flag, setting in chosen.items()}
     if not problems:
         problems += contradictions(given, lambda flag: names.get(flag, variable_name(flag)))
@@ -263,7 +263,7 @@ _MUST_BE_KNOWN = {
 
 def _is_sendable(key: str) -> bool:
     """Whether a key arrives as it was sent, whatever encoding each side takes a header to have."""
-    return all("!" <= character <= "~" for character in key)
+    return key == key.strip() and all(" " <= character <= "~" for character in key)
 
 
 def _is_port(text: str) -> bool:
