@@ -17,16 +17,19 @@ COMPOSE = Path(sys.executable).with_name("docker-compose")
 VARIABLES = ("HF_HOME", "BIND_ADDRESS", "API_PORT", "SGLANG_PORT", "RESTART")
 
 
-def worker_of(folder: Path, dotenv: str) -> dict[str, Any]:
-    """The service `worker` with this text in .env."""
+def services_of(folder: Path, dotenv: str, *profiles: str) -> dict[str, Any]:
+    """The services with this text in .env."""
     shutil.copy(REPOSITORY / "docker-compose.yml", folder)
     (folder / ".env").write_text(dotenv)
     environment = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    said = subprocess.run(
-        [COMPOSE, "config", "--format", "json"], cwd=folder, env=environment, capture_output=True, text=True, check=True
-    )
-    worker: dict[str, Any] = json.loads(said.stdout)["services"]["worker"]
-    return worker
+    command = [str(COMPOSE), *(f"--profile={profile}" for profile in profiles), "config", "--format", "json"]
+    said = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    services: dict[str, Any] = json.loads(said.stdout)["services"]
+    return services
+
+
+def worker_of(folder: Path, dotenv: str) -> Any:
+    return services_of(folder, dotenv)["worker"]
 
 
 def published(worker: dict[str, Any]) -> set[tuple[str, str, int]]:
@@ -56,3 +59,19 @@ def test_hf_home_is_this_machine_s_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dotenv", "policy"), [("", "no"), ("RESTART=on-failure:3\n", "on-failure:3")])
 def test_a_wrong_setting_is_not_tried_again_unless_asked(tmp_path: Path, dotenv: str, policy: str) -> None:
     assert worker_of(tmp_path, dotenv)["restart"] == policy
+
+
+def test_fleet_has_a_worker_for_each_gpu_and_a_router_that_knows_them(tmp_path: Path) -> None:
+    services = services_of(tmp_path, "", "fleet")
+    members = {name: service for name, service in services.items() if name.startswith("fleet-")}
+    gpus = [service["environment"]["CUDA_VISIBLE_DEVICES"] for service in members.values()]
+    assert sorted(gpus) == list("1234567")  # the first is `worker`'s
+    assert all("handler.py --serve_http" in service["command"][-1] for service in members.values())
+    assert not any(service.get("ports") for service in members.values())
+    known = {word for word in services["router"]["command"] if word.startswith("http://")}
+    assert known == {f"http://{name}:8000" for name in ("worker", *members)}
+    assert {address for address, _, _ in published(services["router"])} == {"127.0.0.1"}
+
+
+def test_fleet_is_not_started_unless_asked(tmp_path: Path) -> None:
+    assert set(services_of(tmp_path, "")) == {"worker"}
