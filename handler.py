@@ -37,6 +37,7 @@ from common.errors import JobError
 from common.helper_process import HelperProcess
 from common.masking import Mask
 from common.settings import Concurrency, ConfigurationError
+from common.variables import without_wrong_variables
 from engine import configure_here, read_image_file, start_limit_warnings, warnings_for
 from gateway.deliver import Upstream, as_job_error, create_client
 from gateway.error_events import error_event
@@ -44,7 +45,7 @@ from gateway.errors import make_presentable
 from gateway.http_server.access import Access
 from gateway.http_server.app import App
 from gateway.http_server.bodies import Bodies
-from gateway.http_server.server import serve
+from gateway.http_server.server import serve, serve_failure
 from gateway.http_server.settings import HttpSettings
 from gateway.intake import Intake, path_asked_for
 from gateway.request import build_request
@@ -188,7 +189,21 @@ async def serve_http(
             allowed_routes=settings.allowed_routes,
             request_timeout_seconds=settings.request_timeout_seconds,
         )
-        return await serve(app, supervisor, http_settings, early)
+        return await serve(app, supervisor, http_settings, early, partial(serverless.report_failed_start, mask=mask))
+
+
+def refuse(invocation: serverless.Invocation, error: ConfigurationError, early: EarlyHealth | None) -> NoReturn:
+    """End a process whose settings are wrong, with code 2; whoever waits for it is told first what is wrong."""
+    if not invocation.arguments.serve_http:
+        serverless.refuse(invocation, error)
+    invocation.log_problems(error)
+    settings = HttpSettings.of_the_readable(os.environ)
+    worker_settings = WorkerSettings.from_environ(without_wrong_variables(os.environ))
+    report = partial(serverless.report_failed_start, mask=invocation.mask)
+    failure = serverless.failure_of(error, invocation.mask)
+    serverless.run_server(
+        partial(serve_failure, failure, settings, early, report, exit_code=serverless.EXIT_USAGE), worker_settings
+    )
 
 
 def main(early: EarlyHealth | None = None) -> NoReturn:
@@ -204,7 +219,7 @@ def main(early: EarlyHealth | None = None) -> NoReturn:
         settings, worker_settings = GatewaySettings.from_environ(os.environ), WorkerSettings.from_environ(os.environ)
         engine_settings = EngineSettings.from_environ(os.environ)
     except ConfigurationError as error:
-        serverless.refuse(invocation, error)
+        refuse(invocation, error, early)
     for warning in launch.warnings:
         log.warning("%s", warning)
     for note in launch.notes:

@@ -24,7 +24,8 @@ from typing import Any, NoReturn
 
 from common.settings import ConfigurationError
 from serverless.adapters import is_generator, service_of
-from serverless.invocation import Invocation, read_invocation
+from serverless.failed_start import failure_of, report_failed_start
+from serverless.invocation import EXIT_USAGE, Invocation, read_invocation
 from serverless.modes import refuse, run, run_server
 from serverless.progress import progress_update
 from serverless.service import Job, JobHandler, Lifespan, Service
@@ -33,16 +34,19 @@ from serverless.user_log import log
 from serverless.validation import validate
 
 __all__ = [
+    "EXIT_USAGE",
     "Invocation",
     "Job",
     "JobHandler",
     "Lifespan",
     "Service",
     "WorkerSettings",
+    "failure_of",
     "log",
     "progress_update",
     "read_invocation",
     "refuse",
+    "report_failed_start",
     "run",
     "run_server",
     "start",

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
 from common.errors import StartError, UnavailableError
+from common.settings import ConfigurationError
 from serverless.service import Job, Lifespan, Service
 
 log = logging.getLogger("worker.serverless")
@@ -49,3 +51,16 @@ def failing_service(error: StartError, *, seconds: float, mask: Callable[[str], 
         return reason
 
     return Service(handler=handler, wait_until_ready=is_ready, wait_for_failure=wait_for_failure)
+
+
+def failure_of(error: ConfigurationError, mask: Callable[[str], str]) -> StartError:
+    """Wrong settings as a start that failed, with all problems in one line."""
+    return StartError(mask("; ".join(error.problems)), check=error.check, is_lasting=error.is_lasting)
+
+
+async def report_failed_start(error: StartError, *, mask: Callable[[str], str]) -> None:
+    """Tell the platform, if it wants to be told, that this worker cannot start."""
+    if os.environ.get("RUNPOD_WEBHOOK_PING"):
+        from serverless.runpod import report_unhealthy  # the SDK's import takes seconds
+
+        await report_unhealthy(error.check, mask(str(error)))

@@ -36,7 +36,7 @@ from common.web_server import PortInUseError, WebServerError, serving
 from serverless import early_sdk
 from serverless.arguments import Arguments
 from serverless.environment import PlatformName
-from serverless.failed_start import JOBS_AT_ONCE, failing_service, lifespan_that_fails
+from serverless.failed_start import JOBS_AT_ONCE, failing_service, failure_of, lifespan_that_fails, report_failed_start
 from serverless.invocation import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Invocation
 from serverless.job_loop import JobLoop
 from serverless.platform import Delivery, Platform, the_only_one
@@ -127,7 +127,7 @@ def refuse(invocation: Invocation, error: ConfigurationError) -> NoReturn:
     if invocation.platform is PlatformName.LOCAL:
         invocation.refuse(error)
     invocation.log_problems(error)
-    refusal = StartError("; ".join(error.problems), check=error.check, is_lasting=error.is_lasting)
+    refusal = failure_of(error, invocation.mask)
     settings = WorkerSettings.from_environ(without_wrong_variables(os.environ))
     run(invocation, lifespan_that_fails(refusal), settings, concurrency=1, refusal=refusal)
 
@@ -326,9 +326,7 @@ async def _fail_jobs(work: Work, error: StartError, platform: Platform, stop: St
     exit_code = EXIT_USAGE if work.refusal else EXIT_FAILED
     if work.platform is PlatformName.LOCAL:
         return exit_code
-    from serverless.runpod import report_unhealthy
-
-    await report_unhealthy(error.check, work.mask(str(error)))
+    await report_failed_start(error, mask=work.mask)
     seconds = work.settings.failed_start_seconds
     if not error.is_lasting or not seconds:
         return exit_code

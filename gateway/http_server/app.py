@@ -23,7 +23,7 @@ from gateway.error_events import error_event
 from gateway.errors import make_presentable
 from gateway.http_server.access import Access
 from gateway.http_server.bodies import Bodies, ClientLeftError, Reader, Receive, UnsupportedBodyError
-from gateway.http_server.refusals import Headers, MethodNotAllowedError, refusal
+from gateway.http_server.refusals import Headers, MethodNotAllowedError, refusal, refuse
 from gateway.request import METHODS, UpstreamRequest
 from gateway.routes import checked_query, requested_path
 from sglang_engine.supervisor import State, Supervisor
@@ -132,6 +132,7 @@ class App:
         self._request_timeout_seconds = request_timeout_seconds
         self._visits: set[_Visit] = set()
         self._closed: JobError | None = None
+        self._is_dead = False
         health: dict[str, Route] = dict.fromkeys(health_paths, self.health)
         self._routes: dict[str, Route] = {**(routes or {}), **health, _LIVE: self._live, _READY: self._ready}
 
@@ -143,6 +144,11 @@ class App:
     def close(self, error: JobError) -> None:
         """From now on, refuse new requests with this error and fail health checks. Those in flight go on."""
         self._closed = error
+
+    def fail(self, error: JobError) -> None:
+        """From now on, answer every path with this error: nothing here will ever work."""
+        make_presentable(error, self._mask)
+        self._closed, self._is_dead = error, True
 
     async def break_off(self, error: JobError, *, timeout_seconds: float) -> None:
         """End every request in flight with this error; return when they have ended, or at the timeout."""
@@ -178,13 +184,16 @@ class App:
         """204 while the engine starts, 200 once it is warm, 503 when it will not answer any more."""
         error = self._error_for_health()
         if error is not None:
-            await _refuse(send, error, scope["path"])
+            await refuse(send, error, scope["path"])
         else:
             await _answer(send, HTTPStatus.OK if self._supervisor.is_ready else HTTPStatus.NO_CONTENT)
 
     async def _live(self, _: Scope, __: Receive, send: Send) -> None:
         """200 for as long as this process answers: for those who restart what does not."""
-        await _answer(send, HTTPStatus.OK)
+        if self._is_dead and self._closed is not None:
+            await refuse(send, self._closed, _LIVE)
+        else:
+            await _answer(send, HTTPStatus.OK)
 
     async def _ready(self, scope: Scope, _: Receive, send: Send) -> None:
         """200 while requests are answered at once, else 503: for those who take every 2xx for ready."""
@@ -192,7 +201,7 @@ class App:
         if error is None and not self._supervisor.is_ready:
             error = UnavailableError(f"the engine is {self._supervisor.state}")
         if error is not None:
-            await _refuse(send, error, scope["path"])
+            await refuse(send, error, scope["path"])
         else:
             await _answer(send, HTTPStatus.OK)
 
@@ -324,9 +333,3 @@ async def _answer(send: Send, status: int) -> None:
     headers = [] if status == HTTPStatus.NO_CONTENT else [(b"content-length", b"0")]
     await send({"type": "http.response.start", "status": int(status), "headers": headers})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _refuse(send: Send, error: JobError, path: str) -> None:
-    status, headers, body = refusal(error, path, allowed_methods="GET")
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": False})

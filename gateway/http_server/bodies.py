@@ -114,6 +114,17 @@ class Reader:
             pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
+    @staticmethod
+    async def forget(receive: Receive) -> None:
+        """Read a body, within limits, only so that the client gets to read the answer."""
+        seen, more = 0, True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(DISCARD_SECONDS):
+                while more and seen < MOST_DISCARDED_BYTES:
+                    message = await receive()
+                    seen += len(message.get("body", b""))
+                    more = bool(message.get("more_body"))
+
     async def discard(self, receive: Receive, announced_bytes: int) -> None:
         """Read what is left, within limits, and forget it, so that the client gets to read the answer.
 

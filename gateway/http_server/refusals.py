@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
+from typing import Any
 
 from common.errors import JobError
 from gateway.error_events import error_payload
@@ -13,6 +15,7 @@ from gateway.http_server.access import KeyNeededError
 # busy.
 RETRY_AFTER_SECONDS = 5
 
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 
@@ -33,3 +36,10 @@ def refusal(error: JobError, path: str, *, allowed_methods: str) -> tuple[int, H
     if isinstance(error, KeyNeededError):
         headers.append((b"www-authenticate", b"Bearer"))
     return error.code, headers, body
+
+
+async def refuse(send: Send, error: JobError, path: str) -> None:
+    """Answer a request, whatever it was, with an error."""
+    status, headers, body = refusal(error, path, allowed_methods="GET")
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

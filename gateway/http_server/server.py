@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
 
@@ -18,8 +18,8 @@ from common.signals import Stop, stop_on_signals
 from common.tasks import cancel, reason_of_end
 from common.web_server import WebServerError, listening, serving_on
 from gateway.http_server.app import App, Route, Scope, Send
-from gateway.http_server.bodies import Receive
-from gateway.http_server.refusals import refusal
+from gateway.http_server.bodies import Reader, Receive
+from gateway.http_server.refusals import refuse
 from gateway.http_server.settings import HttpSettings
 from sglang_engine.supervisor import Supervisor
 
@@ -36,19 +36,28 @@ LAST_WORDS_SECONDS = 1.0
 # How long requests that are broken off have to send their last words.
 BREAK_OFF_SECONDS = 2.0
 
+CANNOT_START = "this worker cannot start"
+
+Report = Callable[[StartError], Awaitable[None]]
+"""Tells the platform that this worker cannot start."""
+
 Door = tuple[socket.socket, Sequence[socket.socket]]
 """A listening socket, and the connections that have been accepted on it already."""
 
 
-async def serve(app: App, supervisor: Supervisor, settings: HttpSettings, early: EarlyHealth | None) -> int:
+async def serve(
+    app: App, supervisor: Supervisor, settings: HttpSettings, early: EarlyHealth | None, report: Report
+) -> int:
     """Serve until told to stop, or until the engine is given up. Returns the exit code.
 
-    early: what has answered the first health checks; the server takes over from it.
+    early: what has answered the first health checks; the server takes over from it. report: tells the platform of a
+    start that failed.
     """
+    doors = [_with_cors(app, settings.cors_origins), _health_alone(app, settings.health_paths)]
     with stop_on_signals() as stop:
         try:
-            async with _open_doors(app, settings, early):
-                return await _serve(app, supervisor, settings, stop)
+            async with _open_doors(doors, settings, early):
+                return await _serve(app, supervisor, settings, stop, report)
         except WebServerError as error:
             log.error("%s", error)
             return EXIT_FAILED
@@ -58,9 +67,32 @@ async def serve(app: App, supervisor: Supervisor, settings: HttpSettings, early:
             return EXIT_OK
 
 
+async def serve_failure(
+    error: StartError, settings: HttpSettings, early: EarlyHealth | None, report: Report, *, exit_code: int
+) -> int:
+    """Answer every request with why nothing can be served, for FAILED_START_SECONDS. Returns the exit code."""
+    failure = UnavailableError(f"{CANNOT_START}: {error}")
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            raise NotImplementedError
+        await Reader.forget(receive)
+        await refuse(send, failure, scope["path"])
+
+    try:
+        async with _open_doors([answer, answer], settings, early):
+            await report(error)
+            await asyncio.sleep(settings.failed_start_seconds if error.is_lasting else 0)
+    except WebServerError as problem:
+        log.error("%s", problem)
+    return exit_code
+
+
 @asynccontextmanager
-async def _open_doors(app: App, settings: HttpSettings, early: EarlyHealth | None) -> AsyncGenerator[None, None]:
-    """Answer on the addresses of the settings: everything on the first, health checks alone on the second."""
+async def _open_doors(
+    routes: Sequence[Route], settings: HttpSettings, early: EarlyHealth | None
+) -> AsyncGenerator[None, None]:
+    """Answer on the addresses of the settings: what the first route does on the first, the second on the second."""
     doors: dict[tuple[str, int], Door] = dict(early.hand_over()) if early is not None else {}
     async with AsyncExitStack() as stack:
         for listener, _ in doors.values():
@@ -71,10 +103,7 @@ async def _open_doors(app: App, settings: HttpSettings, early: EarlyHealth | Non
             else:
                 setting = "PORT" if number == 0 else "PORT_HEALTH"
                 listener, accepted = stack.enter_context(listening(*address, setting)), ()
-            served = (
-                _with_cors(app, settings.cors_origins) if number == 0 else _health_alone(app, settings.health_paths)
-            )
-            await stack.enter_async_context(serving_on(listener, served, accepted=accepted))
+            await stack.enter_async_context(serving_on(listener, routes[number], accepted=accepted))
             port = listener.getsockname()[1]
             log.info("%s on %s", "serving HTTP" if number == 0 else "health checks", url_of(address[0], port))
         yield
@@ -97,14 +126,12 @@ def _health_alone(app: App, paths: frozenset[str]) -> Route:
             await app.health(scope, receive, send)
             return
         error = JobError("there are only health checks at this port", code=HTTPStatus.NOT_FOUND)
-        status, headers, body = refusal(error, "", allowed_methods="GET")
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body, "more_body": False})
+        await refuse(send, error, "")
 
     return serve
 
 
-async def _serve(app: App, supervisor: Supervisor, settings: HttpSettings, stop: Stop) -> int:
+async def _serve(app: App, supervisor: Supervisor, settings: HttpSettings, stop: Stop, report: Report) -> int:
     try:
         async with supervisor:
             stop.gracefully = True
@@ -112,8 +139,10 @@ async def _serve(app: App, supervisor: Supervisor, settings: HttpSettings, stop:
             return await _until_end(app, supervisor, settings, stop)
     except StartError as error:
         log.error("%s; this worker ends, so that the platform replaces it", error)
-        app.close(UnavailableError(str(error)))
-        await asyncio.sleep(LAST_WORDS_SECONDS)
+        app.fail(UnavailableError(f"{CANNOT_START}: {error}"))
+        await report(error)
+        # Where no other worker could start either, callers are told for longer.
+        await asyncio.sleep(max(LAST_WORDS_SECONDS, settings.failed_start_seconds if error.is_lasting else 0.0))
         return EXIT_FAILED
     finally:
         app.close(UnavailableError(STOPPING))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from common.settings import ConfigurationError, any_text, count, read, variable
+from common.settings import ConfigurationError, any_text, count, read, readable, variable
 from common.variables import VARIABLES
 
 # https://docs.runpod.io/serverless/load-balancing/overview: the port that RunPod's load balancer calls by default.
@@ -39,10 +39,24 @@ class HttpSettings:
     health_path: str
     cors_origins: frozenset[str]
     shutdown_timeout_seconds: float
+    failed_start_seconds: float
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> HttpSettings:
         """Read the settings. Raises ConfigurationError with every problem at once."""
+        settings = cls._read(environ)
+        if settings.engine_port in (settings.port, settings.health_port):
+            taken = "PORT" if settings.engine_port == settings.port else "PORT_HEALTH"
+            raise ConfigurationError([f"ENGINE_PORT={settings.engine_port}: expected another port than {taken}"])
+        return settings
+
+    @classmethod
+    def of_the_readable(cls, environ: Mapping[str, str]) -> HttpSettings:
+        """The settings without what is wrong with them, to tell somebody."""
+        return cls._read(readable((*_ADDRESS, *VARIABLES), environ))
+
+    @classmethod
+    def _read(cls, environ: Mapping[str, str]) -> HttpSettings:
         problems: list[str] = []
         values: dict[str, Any] = {}
         for variables in (_ADDRESS, VARIABLES):
@@ -54,7 +68,7 @@ class HttpSettings:
             raise ConfigurationError(problems)
         on_runpod = any(environ.get(name) for name in _ON_RUNPOD)
         port = values["PORT"] or (RUNPOD_PORT if on_runpod else LOCAL_PORT)
-        settings = cls(
+        return cls(
             host=values["HOST"] or ("0.0.0.0" if on_runpod else "127.0.0.1"),
             port=port,
             engine_port=values["ENGINE_PORT"],
@@ -62,11 +76,8 @@ class HttpSettings:
             health_path=values["HEALTH_CHECK_PATH"],
             cors_origins=values["CORS_ORIGINS"] or frozenset(),
             shutdown_timeout_seconds=values["SHUTDOWN_TIMEOUT_SECONDS"],
+            failed_start_seconds=values["FAILED_START_SECONDS"],
         )
-        if settings.engine_port in (settings.port, settings.health_port):
-            taken = "PORT" if settings.engine_port == settings.port else "PORT_HEALTH"
-            raise ConfigurationError([f"ENGINE_PORT={settings.engine_port}: expected another port than {taken}"])
-        return settings
 
     @property
     def health_paths(self) -> frozenset[str]:
