@@ -74,6 +74,23 @@ GET_WEATHER: dict[str, Any] = {
     },
 }
 
+NOTE_CITY: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "note_city",
+        "description": "Note a city",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "enum": ["Paris", "Seoul"]},
+                "continent": {"type": "string", "enum": ["Asia", "Europe"]},
+            },
+            "required": ["city", "continent"],
+            "additionalProperties": False,
+        },
+    },
+}
+
 WEATHER_IN_SEOUL = '{"city": "Seoul", "temperature_c": 21, "sky": "clear"}'
 WEATHER_IN_PARIS = '{"city": "Paris", "temperature_c": 14, "sky": "rain"}'
 
@@ -83,6 +100,8 @@ _COUNT = {"role": "user", "content": "Count to ten."}
 _WEATHER = {"role": "user", "content": "What is the weather in Seoul?"}
 _TWO_CITIES = {"role": "user", "content": "What is the weather in Seoul and Paris?"}
 _CODE = {"role": "user", "content": "Show me a loop in Python."}
+_NOTE = {"role": "user", "content": "Note the capital of France."}
+_JSON = {"role": "user", "content": "Name the capital of France, as JSON."}
 _NUMBER = {"role": "user", "content": "Think of a number."}
 _WHICH = {"role": "user", "content": "Which number was it?"}
 
@@ -201,6 +220,13 @@ CONVERSATIONS: tuple[Conversation, ...] = (
         tools=(GET_WEATHER,),
         reasoning="Both results are there.",
         content=_TWO_CITIES_ANSWER,
+    ),
+    Conversation(name="json_without_thinking", messages=(_JSON,), content='{"city": "Paris", "is_capital": true}'),
+    Conversation(
+        name="note_without_thinking",
+        messages=(_NOTE,),
+        tools=(NOTE_CITY,),
+        tool_calls=(("note_city", {"city": "Paris", "continent": "Europe"}),),
     ),
     Conversation(
         name="number", messages=(_NUMBER,), reasoning=_NUMBER_THOUGHTS, content="I have one in mind.", begins=True
