@@ -10,12 +10,18 @@ import asyncio
 import contextvars
 import functools
 import inspect
+import logging
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
+from queue import SimpleQueue
 from typing import Any
 
+from common.errors import type_and_place
+from serverless.loop_watch import named_blocks
 from serverless.service import Job, JobHandler, Lifespan, Service, read_keys
+
+log = logging.getLogger("worker.handler")
 
 _END = object()
 
@@ -24,6 +30,11 @@ def is_generator(function: Callable[..., Any]) -> bool:
     """Whether calling it gives a generator, async or not: its outputs are streamed."""
     plain = _unwrapped(function)
     return inspect.isgeneratorfunction(plain) or inspect.isasyncgenfunction(plain)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    plain = _unwrapped(function)
+    return inspect.iscoroutinefunction(plain) or inspect.isasyncgenfunction(plain)
 
 
 def as_job_handler(function: Callable[[Job], Any]) -> JobHandler:
@@ -51,7 +62,8 @@ def service_of(function: Callable[[Job], Any], *, refreshes: bool = False) -> Li
             never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             return await never
 
-        yield Service(as_job_handler(function), ready, failure, read=read_keys, refreshes=refreshes)
+        async with named_blocks() if _is_async(function) else nullcontext():
+            yield Service(as_job_handler(function), ready, failure, read=read_keys, refreshes=refreshes)
 
     return lifespan
 
@@ -68,35 +80,81 @@ def _of_function(function: Callable[[Job], Any]) -> JobHandler:
 
 def _of_generator(function: Callable[[Job], Generator[Any, None, None]]) -> JobHandler:
     async def handler(job: Job) -> AsyncGenerator[Any, None]:
-        outputs = function(job)
-        stepping: asyncio.Future[Any] | None = None
+        steps = _Steps(function, job)
         try:
-            while True:
-                stepping = asyncio.ensure_future(_in_thread(next, outputs, _END))
-                output = await asyncio.shield(stepping)
-                if output is _END:
-                    return
+            while (output := await steps.next()) is not _END:
                 yield output
         finally:
-            if stepping is not None and not stepping.done():  # closing it while it runs is an error
-                stepping.add_done_callback(lambda step: _close(step, outputs))
-            else:
-                outputs.close()
+            steps.close()
 
     return handler
 
 
-def _close(step: asyncio.Future[Any], outputs: Generator[Any, None, None]) -> None:
-    step.exception()  # retrieved and dropped: nobody is left to report it to
-    outputs.close()
+class _Steps:
+    """A generator that lives in one thread and one context, from its first step to its last.
+
+    So what it keeps there between its yields is still there: thread-locals, `torch.no_grad()`, a connection to sqlite,
+    context variables. A step is made only when its output is asked for.
+    """
+
+    def __init__(self, function: Callable[[Job], Generator[Any, None, None]], job: Job) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._asked: SimpleQueue[asyncio.Future[Any] | None] = SimpleQueue()
+        _start_thread(self._live, function, job)
+
+    async def next(self) -> Any:
+        """The next output, or `_END`. Raises what the generator raises."""
+        step: asyncio.Future[Any] = self._loop.create_future()
+        self._asked.put(step)
+        return await step
+
+    def close(self) -> None:
+        """Close the generator; does not wait for a step that it is in the middle of."""
+        self._asked.put(None)
+
+    def _live(self, function: Callable[[Job], Generator[Any, None, None]], job: Job) -> None:
+        outputs: Generator[Any, None, None] | None = None
+
+        def step() -> Any:
+            nonlocal outputs
+            if outputs is None:
+                outputs = function(job)
+            return next(outputs, _END)
+
+        while (asked := self._asked.get()) is not None:
+            _settle(asked, step)
+        if outputs is not None:
+            try:
+                outputs.close()
+            except BaseException as error:
+                log.error("a generator raised %s when it was closed:\n%s", *type_and_place(error))
 
 
-async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call it in its own thread. A daemon: a function that hangs must not keep the process from ending."""
-    loop = asyncio.get_running_loop()
-    outcome: asyncio.Future[Any] = loop.create_future()
+async def _in_thread(function: Callable[[Job], Any], job: Job) -> Any:
+    """Call it in its own thread."""
+    outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    _start_thread(_settle, outcome, lambda: function(job))
+    return await outcome
 
-    def settle(result: Any, error: BaseException | None) -> None:
+
+def _start_thread(function: Callable[..., None], *arguments: Any) -> None:
+    """A daemon, with a copy of this context: a function that hangs must not keep the process from ending."""
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(function, *arguments), name="handler", daemon=True).start()
+
+
+def _settle(outcome: asyncio.Future[Any], call: Callable[[], Any]) -> None:
+    """Call it here, and have the future's own loop learn what came of it."""
+    result: Any = None
+    error: BaseException | None = None
+    try:
+        result = call()
+    except (StopIteration, GeneratorExit) as exception:  # a future cannot hold the one, nor a generator raise the other
+        error = RuntimeError(f"the handler raised {type(exception).__name__}")
+    except BaseException as exception:
+        error = exception
+
+    def tell() -> None:
         if outcome.cancelled():
             return
         if error is not None:
@@ -104,21 +162,8 @@ async def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
         else:
             outcome.set_result(result)
 
-    def call() -> None:
-        result: Any = None
-        error: BaseException | None = None
-        try:
-            result = context.run(function, *arguments)
-        except StopIteration:  # a future cannot hold one
-            error = RuntimeError("the handler raised StopIteration")
-        except BaseException as exception:
-            error = exception
-        with suppress(RuntimeError):  # the loop has ended in the meantime
-            loop.call_soon_threadsafe(settle, result, error)
-
-    context = contextvars.copy_context()
-    threading.Thread(target=call, name="handler", daemon=True).start()
-    return await outcome
+    with suppress(RuntimeError):  # the loop has ended in the meantime
+        outcome.get_loop().call_soon_threadsafe(tell)
 
 
 def _unwrapped(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -58,6 +58,12 @@ FAILURE_TIMEOUT_SECONDS = 2.0
 GC_THRESHOLDS = (20_000, 20, 20)
 
 
+NO_AGGREGATE_HINT = (
+    "this handler yields, and its configuration has no return_aggregate_stream: its outputs are in /stream only, and "
+    "/runsync and /status show none, as on RunPod"
+)
+
+
 @dataclass(frozen=True)
 class Work:
     """Everything a mode needs: what answers jobs, how its outputs are delivered, how many jobs run at once
@@ -166,6 +172,8 @@ def _run(work: Work, arguments: Arguments) -> int:
             # imports the web framework, which the other modes do not need
             from serverless.local import Readiness, local_platform
 
+            if work.is_stream and not work.delivery.is_whole:
+                log.info("%s", NO_AGGREGATE_HINT)
             readiness = Readiness(work.lifespan)
             platform = partial(local_platform, arguments, work.settings, readiness, is_stream=work.is_stream)
             return _run_in_loop(_work(replace(work, lifespan=readiness.lifespan), platform))
@@ -180,7 +188,17 @@ def _run_in_loop(main: Coroutine[Any, Any, int]) -> int:
     gc.set_threshold(*GC_THRESHOLDS)
     gc.freeze()  # what is imported by now stays; the collector need not scan it again
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+        loop = runner.get_loop()
+        running = loop.create_task(main)
+        while True:
+            try:
+                return loop.run_until_complete(running)
+            except (SystemExit, KeyboardInterrupt) as error:
+                # asyncio ends the loop for these two. They come from a task that a handler has started: whoever awaits
+                # it gets them too, and it is no reason to end other jobs.
+                if running.done():
+                    raise
+                log.error("a task of a handler raised %s; the worker goes on", type(error).__name__)
 
 
 async def _answer_one(work: Work, job: Job) -> int:
@@ -196,11 +214,9 @@ async def _answer_one(work: Work, job: Job) -> int:
         except StartError as exception:
             log.error("%s", exception)
             error = UnavailableError(str(exception)).as_json()
-        except asyncio.CancelledError:
-            if not stop.requested.is_set():
-                raise
-            return EXIT_FAILED
-        except Exception as exception:
+        except BaseException as exception:  # sys.exit() too: a handler's is not the program's
+            if stop.requested.is_set():
+                return EXIT_FAILED
             log.exception("the handler raised %s", type(exception).__name__)
             error = JobError().as_json()
     report: dict[str, Any] = {"id": job["id"], "status": "FAILED" if error else "COMPLETED"}

@@ -62,6 +62,10 @@ class Deployed:
     def log(self) -> str:
         return self.worker.log
 
+    def lines(self) -> list[dict[str, Any]]:
+        """The log, as it is on a platform: an object a line."""
+        return [json.loads(line) for line in self.log.splitlines()]
+
 
 class Noted:
     """ASGI middleware: notes what is posted about each job, with the query's `isStream`."""

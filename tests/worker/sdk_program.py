@@ -10,6 +10,7 @@ if os.environ.get("IMPORTS_RUNPOD"):  # as programs written for RunPod's SDK beg
 import asyncio
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Generator
 from typing import Any
 
@@ -35,6 +36,9 @@ def answer(job: Job) -> Any:
     global jobs_seen
     jobs_seen += 1
     asked = job["input"]
+    if "log" in asked:
+        for write in (serverless.log.debug, serverless.log.info, serverless.log.warn, serverless.log.error):
+            write(asked["log"])
     for value in asked.get("progress", ()):
         report(job, value)
     match asked.get("raise"):
@@ -60,6 +64,8 @@ async def coroutine(job: Job) -> Any:
         return await asyncio.gather(
             asyncio.create_task(coroutine({**job, "input": {**job["input"], "in_task": False}}))
         )
+    if "block_seconds" in job["input"]:
+        time.sleep(job["input"]["block_seconds"])  # noqa: ASYNC251 - the mistake that the worker names
     result = answer(job)
     if "wait_seconds" in job["input"]:
         await asyncio.sleep(job["input"]["wait_seconds"])
@@ -67,15 +73,15 @@ async def coroutine(job: Job) -> Any:
 
 
 def generator(job: Job) -> Generator[Any, None, None]:
-    names = []
+    threads = []
     for value in job["input"].get("yield", ()):
-        names.append(threading.get_ident())
+        threads.append(threading.get_ident())
         yield value
     last = answer(job)
     if last is not None:
         yield last
     if job["input"].get("threads"):
-        yield len({*names, threading.get_ident()})
+        yield len({*threads, threading.get_ident()})
 
 
 async def async_generator(job: Job) -> AsyncGenerator[Any, None]:
