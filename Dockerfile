@@ -28,7 +28,7 @@ RUN --mount=type=bind,source=embedded/requirements.txt,target=/tmp/lock \
     && awk -F== '{ name = tolower($1); gsub("_", "-", name) } NR == FNR { had[name]; next } /==/ && !(name in had)' \
         /tmp/before /tmp/lock >>/tmp/constraints \
     && python3 -m pip install --no-cache-dir --root-user-action=ignore --constraint /tmp/constraints \
-        "runpod==1.12.0" httpx httptools python-dotenv uvloop orjson fastapi-offline \
+        "runpod==1.12.0" httpx httptools python-dotenv uvloop orjson prometheus_client fastapi-offline \
     && python3 -m pip list --format=freeze | sort >/tmp/after \
     && comm -23 /tmp/before /tmp/after >/tmp/changed \
     && if [ -s /tmp/changed ]; then echo "packages of the base image were changed:"; cat /tmp/changed; exit 1; fi \

@@ -57,6 +57,7 @@ from sglang_engine.launch import Launch
 from sglang_engine.process import Engine
 from sglang_engine.settings import EngineSettings
 from sglang_engine.supervisor import Supervisor
+from sglang_engine.telling import Telling
 
 log = logging.getLogger("worker.handler")
 
@@ -112,6 +113,7 @@ async def service(
         client,
         Supervisor(Engine(launch, mask), engine_settings) as supervisor,
         Capacity.of(client, supervisor, concurrency) as capacity,
+        Telling.of(client, supervisor, has_metrics=launch.has_metrics),
     ):
         intake = Intake(helper, settings, served_model_name=launch.served_model_name, can_stream=can_stream)
         upstream = Upstream(

@@ -11,7 +11,7 @@ https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 # From milliseconds to minutes; the first and the last are those of OpenTelemetry's metrics of durations.
@@ -105,6 +105,22 @@ TOKENS = Counter(
     "(a part of it).",
     ("gen_ai_token_type",),
 )
+PLATFORM_CALLS = Counter(
+    "worker_platform_calls",
+    "Calls to the platform: take (a poll for jobs), stop (a poll for jobs to cancel), output, progress, result. The "
+    "status is ok, the HTTP status of a refusal, or none if there was no answer.",
+    ("kind", "status"),
+)
+PLATFORM_RETRIES = Counter("worker_platform_retries", "Outputs and results that were sent once more.", ("kind",))
+ENGINE_STATE = Gauge("worker_engine_state", "1 for the state that the engine is in, 0 for the others.", ("state",))
+ENGINE_SINCE = Gauge("worker_engine_state_since_timestamp_seconds", "Since when it is in that state.")
+ENGINE_RESTARTS = Counter("worker_engine_restarts", "Restarts of the engine, by what ended it.", ("cause",))
+START_PHASE_SECONDS = Gauge("worker_start_phase_seconds", "How long each phase of the last start took.", ("phase",))
+LOOP_LAG_SECONDS = Histogram(
+    "worker_event_loop_lag_seconds", "By how much later than asked the event loop ran something."
+)
+CAPACITY = Gauge("worker_capacity_jobs", "How many jobs this worker takes at once.")
+CAPACITY_LIMIT = Gauge("worker_capacity_limit", "1 for what limits the capacity at present.", ("limit",))
 
 METERS: list[Meter] = [
     JOBS,
@@ -116,4 +132,24 @@ METERS: list[Meter] = [
     OUTPUT_GAP_SECONDS,
     DURATION_SECONDS,
     TOKENS,
+    PLATFORM_CALLS,
+    PLATFORM_RETRIES,
+    ENGINE_STATE,
+    ENGINE_SINCE,
+    ENGINE_RESTARTS,
+    START_PHASE_SECONDS,
+    LOOP_LAG_SECONDS,
+    CAPACITY,
+    CAPACITY_LIMIT,
 ]
+
+
+def set_one(gauge: Gauge, label: str, labels: Iterable[str]) -> None:
+    """Set a gauge with one label to 1 for this value of it, and to 0 for the others."""
+    for other in labels:
+        gauge.set(other == label, other)
+
+
+def only_label(gauge: Gauge) -> str | None:
+    """The label for which such a gauge is 1; None if there is none."""
+    return next((labels[0] for labels, value in gauge.values.items() if value), None)

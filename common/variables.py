@@ -222,6 +222,12 @@ VARIABLES = (
         word(("JSON", "TEXT")),
         "the form of the log: `json`, one object a line, or `text`; empty: JSON on a platform, text elsewhere",
     ),
+    variable(
+        "METRICS_PORT",
+        "",
+        count(most=65535),
+        "the port on loopback of a queue worker's `GET /metrics`, for Prometheus; empty: none",
+    ),
     variable("RUNPOD_LOG_LEVEL", "INFO", log_level(), "the lowest level that is logged, by the SDK's names"),
     variable("RUNPOD_DEBUG_LEVEL", "", log_level(), "the older name of RUNPOD_LOG_LEVEL, which wins"),
 )

@@ -9,6 +9,7 @@ Workers take jobs, post outputs and ping (`/job-take`, `/job-stream`, `/job-done
   all of them.
 - `access` says who may call, `bodies` reads what they send, `refusals` reports errors in the form of the API called.
 - `webhooks` posts finished jobs to their clients' addresses.
+- `observed` is what a worker tells of itself: metrics, figures, the state of its engine.
 - `faults` makes the platform slow, or makes it refuse calls, on demand.
 
 `python -m local_runpod` serves it and prints the variables that connect a worker to it.
@@ -19,6 +20,7 @@ from local_runpod.app import create_app
 from local_runpod.faults import Faults
 from local_runpod.health_side import Health
 from local_runpod.jobs import Job, JobQueue, JobState, Limits, RawJson
+from local_runpod.observed import Observed
 from local_runpod.webhooks import Webhooks
 from local_runpod.worker_environment import worker_environment
 
@@ -30,6 +32,7 @@ __all__ = [
     "JobQueue",
     "JobState",
     "Limits",
+    "Observed",
     "RawJson",
     "Webhooks",
     "create_app",

@@ -17,6 +17,7 @@ from local_runpod.client_side import client_side
 from local_runpod.faults import Faults
 from local_runpod.health_side import Health, health_of_workers, health_side
 from local_runpod.jobs import JobQueue, QueueClosedError, QueueFullError
+from local_runpod.observed import Observed, observed_side
 from local_runpod.openai_side import openai_side
 from local_runpod.pages import add_pages
 from local_runpod.refusals import refusal
@@ -42,6 +43,7 @@ def create_app(
     access: Access | None = None,
     introduction: Mapping[str, Any] | None = None,
     health: Callable[[], Health] | None = None,
+    observed: Observed | None = None,
 ) -> FastAPI:
     """The app over a queue.
 
@@ -49,6 +51,7 @@ def create_app(
     client_key: what each side must send; None to let everyone in. access: who may call; it has its own key and replaces
     `client_key`. Without it, anyone with the key may call. introduction: what the page says about the model; see
     `add_pages`. health: whether jobs are answered; by default, whether a worker is asking for them.
+    observed: what the worker behind the queue tells of itself.
     """
     queue, faults, webhooks = queue or JobQueue(), faults or Faults(), webhooks or Webhooks()
     access = access or Access(key=client_key)
@@ -72,7 +75,8 @@ def create_app(
 
     workers = worker_side(queue, faults, long_poll_seconds=long_poll_seconds, worker_key=worker_key)
     app.include_router(workers, prefix="/v2/{endpoint_id}")
-    for side in (client_side(queue, webhooks), openai_side(queue)):
+    of_worker = [observed_side(observed)] if observed is not None else []
+    for side in (client_side(queue, webhooks, observed), openai_side(queue), *of_worker):
         app.include_router(side, prefix="/v2/{endpoint_id}", dependencies=[Depends(admit)])
         app.include_router(side, dependencies=[Depends(admit)], include_in_schema=False)
 

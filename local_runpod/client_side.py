@@ -10,6 +10,7 @@ from fastapi import APIRouter, HTTPException, Query, Request
 
 from local_runpod import bodies
 from local_runpod.jobs import RETENTION_SECONDS, RUNSYNC_RETENTION_SECONDS, Job, JobQueue, JobState, RawJson
+from local_runpod.observed import Observed
 from local_runpod.webhooks import UnwelcomeWebhookError, Webhooks
 
 # How long RunPod holds a /runsync before it answers with the state so far; `?wait=` changes it, in milliseconds.
@@ -38,8 +39,8 @@ _SUBMISSION: dict[str, Any] = {
 }
 
 
-def client_side(queue: JobQueue, webhooks: Webhooks) -> APIRouter:
-    """The routes over a queue."""
+def client_side(queue: JobQueue, webhooks: Webhooks, observed: Observed | None = None) -> APIRouter:
+    """The routes over a queue. observed: tells how the engine of its worker is, for `/health`."""
     router = APIRouter(tags=["jobs"])
 
     @router.post("/run", summary="Submit a job; answers at once", openapi_extra=_SUBMISSION)
@@ -93,6 +94,7 @@ def client_side(queue: JobQueue, webhooks: Webhooks) -> APIRouter:
                 "retried": 0,
             },
             "workers": queue.workers(),
+            **({"engine": observed.engine()} if observed is not None else {}),
         }
 
     return router

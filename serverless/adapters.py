@@ -18,6 +18,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from common.errors import type_and_place
+from common.figures import minute_lines
 from serverless.loop_watch import named_blocks
 from serverless.service import Job, JobHandler, Lifespan, Service, read_keys
 
@@ -62,7 +63,7 @@ def service_of(function: Callable[[Job], Any], *, refreshes: bool = False) -> Li
             never: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             return await never
 
-        async with named_blocks() if _is_async(function) else nullcontext():
+        async with minute_lines(), named_blocks() if _is_async(function) else nullcontext():
             yield Service(as_job_handler(function), ready, failure, read=read_keys, refreshes=refreshes)
 
     return lifespan

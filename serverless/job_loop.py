@@ -22,6 +22,7 @@ from typing import Any
 
 from common.tasks import cancel, reason_of_end
 from serverless.cancelling import cancel_stopped_jobs
+from serverless.metered import MeteredPlatform
 from serverless.platform import STREAMED, Delivery, Platform
 from serverless.running import Runner
 from serverless.service import Service
@@ -49,10 +50,10 @@ class JobLoop:
         """concurrency: takes the current number of jobs at once (1 at first) and returns the new one; called before
         each poll; 0 takes no more. None: what the service can take, or one if it does not know.
         """
-        self._platform = platform
-        self._runner = Runner(platform, service, delivery=delivery)
+        self._platform: Platform = MeteredPlatform(platform)
+        self._runner = Runner(self._platform, service, delivery=delivery)
         self._taker = Taker(
-            platform,
+            self._platform,
             self._runner,
             concurrency=concurrency,
             capacity=service.capacity if concurrency is None else None,

@@ -10,9 +10,11 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from common.addresses import url_of
+from common.figures import engine_status, figures_now
+from common.metrics_page import CONTENT_TYPE, page
 from common.tasks import cancel
 from common.web_server import serving
-from local_runpod import Access, Health, JobQueue, Webhooks, create_app, worker_environment
+from local_runpod import Access, Health, JobQueue, Observed, Webhooks, create_app, worker_environment
 from serverless import early_sdk
 from serverless.arguments import Arguments
 from serverless.platform import Platform
@@ -20,6 +22,8 @@ from serverless.service import Lifespan, Service
 from serverless.settings import WorkerSettings
 
 log = logging.getLogger("worker.api")
+
+OBSERVED = Observed(engine_status, figures_now, page, CONTENT_TYPE)
 
 STOPPING = "the worker is stopping; send this again to another worker, or a little later"
 
@@ -71,6 +75,7 @@ async def local_platform(
         access=access,
         webhooks=webhooks,
         health=lambda: Health.NO_MORE if stopping.is_set() else readiness.health(),
+        observed=OBSERVED,
         introduction=settings.page_introduction,
     )
     if not access.on_loopback and access.key is None:

@@ -28,6 +28,7 @@ from common.job_record import JobRecord, Outcome
 from common.logs import set_log_level
 from common.masking import Mask
 from common.memory import give_back_large_blocks
+from common.metrics_page import serve_page
 from common.settings import ConfigurationError
 from common.signals import Stop, stop_on_signals
 from common.tasks import cancel, reason_of_end
@@ -52,6 +53,9 @@ log = logging.getLogger("worker.serverless")
 # A worker whose service has failed must be gone within 10 s. Jobs in flight fail by themselves; the loop reports any
 # that have not failed after this time.
 FAILURE_TIMEOUT_SECONDS = 2.0
+
+# Whoever may read the metrics is on this machine, or forwards the port.
+METRICS_HOST = "127.0.0.1"
 
 # Hundreds of jobs in flight mean many objects, none of them garbage; with Python's own thresholds (700, 10, 10) the
 # collector scans them all the time.
@@ -285,6 +289,9 @@ async def _deployed_platform(work: Work, heart: Heart) -> AsyncGenerator[Platfor
     async with AsyncExitStack() as stack:
         beating = asyncio.create_task(heart.keep(), name="keeping the heartbeat")
         stack.push_async_callback(cancel, beating)
+        if (port := work.settings.metrics_port) is not None:
+            serving_metrics = serving(serve_page, METRICS_HOST, port, port_setting="METRICS_PORT")
+            log.info("metrics on http://%s:%d/metrics", METRICS_HOST, await stack.enter_async_context(serving_metrics))
         if work.platform is PlatformName.WAVERLESS:
             from serverless.waverless import WaverlessPlatform, health_app
 

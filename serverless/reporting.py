@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from common import meters
 from common.errors import JobError, type_and_place
 from serverless.platform import Platform, PlatformError
 from serverless.service import Job
@@ -41,7 +42,7 @@ class Reporter:
 
     async def report_output(self, job: Job, output: Any) -> PlatformError | None:
         """Send a part of a stream, for as long as its client would wait. Returns the error if it was not taken."""
-        error = await _until_taken(lambda: self._platform.post_output(job, output), OUTPUT_RETRY_SECONDS)
+        error = await _until_taken("output", lambda: self._platform.post_output(job, output), OUTPUT_RETRY_SECONDS)
         if error is not None:
             log.error("job %s: a part of its stream was not taken by the platform: %s", job["id"], error)
         return error
@@ -50,7 +51,7 @@ class Reporter:
         """Try once to send a whole answer ahead of the result, which has it too. Returns the error if it failed."""
         try:
             async with asyncio.timeout(OFFER_SECONDS):
-                error = await _until_taken(lambda: self._platform.post_output(job, output), 0.0)
+                error = await _until_taken("output", lambda: self._platform.post_output(job, output), 0.0)
         except TimeoutError:
             error = PlatformError(f"no answer within {OFFER_SECONDS:g} s")
         if error is not None:
@@ -61,7 +62,7 @@ class Reporter:
         """Send the event that ends a broken-off stream, as soon as the platform takes it."""
         try:
             async with asyncio.timeout(most_seconds):
-                error = await _until_taken(lambda: self._platform.post_output(job, event), most_seconds)
+                error = await _until_taken("output", lambda: self._platform.post_output(job, event), most_seconds)
         except TimeoutError:
             error = PlatformError(f"no answer within {most_seconds:g} s")
         if error is not None:
@@ -69,13 +70,15 @@ class Reporter:
 
     async def report_progress(self, job: Job, progress: Any) -> None:
         """Send a report of a job that goes on. One that is not taken is logged: a later one, or the result, will do."""
-        error = await _until_taken(lambda: self._platform.post_progress(job, progress), PROGRESS_RETRY_SECONDS)
+        error = await _until_taken(
+            "progress", lambda: self._platform.post_progress(job, progress), PROGRESS_RETRY_SECONDS
+        )
         if error is not None:
             log.warning("job %s: a report of its progress was not taken by the platform: %s", job["id"], error)
 
     async def report_result(self, job: Job, result: dict[str, Any]) -> dict[str, Any] | None:
         """Send the result. If it is refused for good, send an error that says so instead. Returns what was taken."""
-        error = await _until_taken(lambda: self._platform.post_result(job, result), RESULT_RETRY_SECONDS)
+        error = await _until_taken("result", lambda: self._platform.post_result(job, result), RESULT_RETRY_SECONDS)
         if error is None:
             return result
         log.error("job %s: the result was not taken by the platform: %s", job["id"], error)
@@ -86,8 +89,11 @@ class Reporter:
         return None
 
 
-async def _until_taken(post: Callable[[], Awaitable[None]], most_seconds: float) -> PlatformError | None:
-    """Post until the platform takes it; returns the last error if it refuses for good, or for too long."""
+async def _until_taken(kind: str, post: Callable[[], Awaitable[None]], most_seconds: float) -> PlatformError | None:
+    """Post until the platform takes it; returns the last error if it refuses for good, or for too long.
+
+    kind: what is posted, for those who count retries.
+    """
     deadline = time.monotonic() + most_seconds
     pause, unexpected = FIRST_RETRY_PAUSE_SECONDS, 0
     while True:
@@ -103,4 +109,5 @@ async def _until_taken(post: Callable[[], Awaitable[None]], most_seconds: float)
         if error.is_final or time.monotonic() + pause > deadline:
             return error
         await asyncio.sleep(pause)
+        meters.PLATFORM_RETRIES.add(kind)
         pause = min(pause * 2, LONGEST_RETRY_PAUSE_SECONDS)

@@ -23,6 +23,7 @@ class WorkerSettings:
     page_introduction: Mapping[str, Any] | None
     waverless_health_port: int
     log_level: str
+    metrics_port: int | None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> WorkerSettings:
@@ -38,5 +39,6 @@ class WorkerSettings:
             webhook_hosts=values["WEBHOOK_HOSTS"] or frozenset(),
             page_introduction=values["PAGE_INTRODUCTION"],
             waverless_health_port=values["WAVERLESS_HEALTH_PORT"],
+            metrics_port=values["METRICS_PORT"],
             log_level=log_level or values["RUNPOD_DEBUG_LEVEL"] or values["RUNPOD_LOG_LEVEL"],
         )

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from common import meters
 from common.errors import JobError
 from common.tasks import cancel
 from serverless.platform import Platform
@@ -44,6 +45,8 @@ class Taker:
         self._concurrency = concurrency or ((lambda _: capacity.at_once) if capacity is not None else lambda _: 1)
         self._capacity = capacity
         self._at_once = 1
+        if capacity is None:
+            meters.CAPACITY_LIMIT.set(1, "fixed")
         self._wait_until_ready = wait_until_ready
         self._stopping = asyncio.Event()
         self._poller = Poller("take jobs")
@@ -81,6 +84,7 @@ class Taker:
             self._at_once = int(self._concurrency(self._at_once))
         except Exception as error:
             log.error("the concurrency modifier raised %s; still %d jobs at once", type(error).__name__, self._at_once)
+        meters.CAPACITY.set(self._at_once)
         return self._at_once - len(self._runner) + min(self._runner.reporting, self._at_once)
 
     async def _wait_for_slot(self) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import httpx
 
+from common import meters
 from common.errors import UnavailableError
 from common.settings import Concurrency
 from common.tasks import cancel, reason_of_end
@@ -206,6 +207,7 @@ class Capacity:
 
     def _set(self, at_once: int) -> None:
         is_more, self.at_once = at_once > self.at_once, at_once
+        meters.set_one(meters.CAPACITY_LIMIT, self.limit.name.lower(), (limit.name.lower() for limit in Limit))
         if is_more:
             self._changed.set()
             self._changed = asyncio.Event()

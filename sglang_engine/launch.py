@@ -77,6 +77,11 @@ class Launch:
         return not self.models
 
     @property
+    def has_metrics(self) -> bool:
+        """Whether it serves metrics of its own."""
+        return "--enable-metrics" in self.arguments
+
+    @property
     def base_url(self) -> str:
         """The engine's URL on this machine."""
         return url_of(self.host, self.port)

@@ -21,7 +21,7 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Any, Self
 
-from common import job_record
+from common import job_record, meters
 from common.errors import UnavailableError, type_and_place
 from common.tasks import cancel, reason_of_end
 from sglang_engine.errors import EngineError
@@ -123,6 +123,7 @@ class Supervisor:
         self._supervising: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        self._set(State.STARTING)
         try:
             await self._start_engine()
         except BaseException as error:
@@ -277,13 +278,13 @@ class Supervisor:
             self.lives += 1
             self._look_for_cause(self.lives - 1)
             self._set(State.RESTARTING)
-            reason = await self._reason_of(ending)
+            reason, cause = await self._reason_of(ending)
             log.error("%s", reason)
             self._deaths.append(reason)
             self._set(State.RESTARTING)  # again, now that the reason is known
             await self._engine.kill()
             try:
-                await self._restart(reason)
+                await self._restart(reason, cause)
             except EngineError as error:
                 await self._engine.kill()
                 self._fail(str(error))
@@ -315,15 +316,16 @@ class Supervisor:
             self._hang.cancel()
             await cancel(ending)
 
-    async def _reason_of(self, ending: Ending | str) -> str:
+    async def _reason_of(self, ending: Ending | str) -> tuple[str, str]:
+        """Why the engine ended: a sentence for the log and the jobs, and a word for what is counted."""
         if isinstance(ending, Ending):
-            return (await self._engine.diagnose(ending)).text
-        return (
-            f"the engine sent nothing for {self._settings.request_timeout_seconds:g} s (REQUEST_TIMEOUT_SECONDS) and "
-            f"{ending} (cause unknown; if it happens again, replace the GPU)"
-        )
+            why = await self._engine.diagnose(ending)
+            return why.text, why.check
+        silence = f"{self._settings.request_timeout_seconds:g} s (REQUEST_TIMEOUT_SECONDS)"
+        unknown = "cause unknown; if it happens again, replace the GPU"
+        return f"the engine sent nothing for {silence} and {ending} ({unknown})", "hang"
 
-    async def _restart(self, reason: str) -> None:
+    async def _restart(self, reason: str, cause: str) -> None:
         """Restart the engine. Raises EngineError if it does not become ready, or has been restarted too often."""
         window, most = self._settings.restart_window_seconds, self._settings.max_restarts
         now, life = time.monotonic(), self.lives - 1
@@ -336,6 +338,7 @@ class Supervisor:
                 f"{reason}; it is not started again, after {done} restarts within {window:g} s (ENGINE_MAX_RESTARTS)"
             )
         self._restarts[life] = now
+        meters.ENGINE_RESTARTS.add(cause)
         pause = min(FIRST_PAUSE_SECONDS * 2**done, LONGEST_PAUSE_SECONDS)
         log.warning("restart %d of at most %d within %g s, in %g s", done + 1, most, window, pause)
         await asyncio.sleep(pause)
@@ -354,6 +357,9 @@ class Supervisor:
         self._set(State.FAILED)
 
     def _set(self, state: State) -> None:
+        if state is not self.state or not meters.ENGINE_STATE.values:
+            meters.set_one(meters.ENGINE_STATE, state, State)
+            meters.ENGINE_SINCE.set(time.time())
         self.state = state
         self._changed.set()
         self._changed = asyncio.Event()

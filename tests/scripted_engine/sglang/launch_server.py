@@ -86,6 +86,15 @@ def starts() -> int:
 
 START = scripted_start()
 
+METRICS = b"""\
+# HELP sglang:num_running_reqs The number of running requests.
+# TYPE sglang:num_running_reqs gauge
+sglang:num_running_reqs{model_name="scripted"} 3.0
+# HELP python_info Python platform information
+# TYPE python_info gauge
+python_info{version="3.11"} 1.0
+"""
+
 
 def start_child(name: str) -> None:
     """A child that nobody reaps, as SGLang's parent does only now and then."""
@@ -164,6 +173,10 @@ async def respond(
         return await send(writer, 503 if "scheduler_hangs" in START else 200, "text/plain", b"")
     if path.startswith("/v1/loads"):
         return await send_loads(writer)
+    if path == "/metrics" and "--enable-metrics" in sys.argv:
+        return await send(writer, 200, "text/plain; version=0.0.4", METRICS)
+    if path == "/metrics" and "--enable-metrics" in sys.argv:
+        return await send(writer, 200, "text/plain; version=0.0.4", METRICS)
     if path == "/requests":
         return await send(writer, 200, "application/json", told())
     if START.get("vocabulary") and isinstance(body, dict) and "token_ids_logprob" in body:
