@@ -16,7 +16,8 @@ import statistics
 import sys
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -43,6 +44,30 @@ class Answer:
     tokens: int
 
 
+@dataclass(frozen=True)
+class Load:
+    """The figures of one load, as `--json` writes them. Times in seconds; None: not known."""
+
+    streams: int
+    first_median: float
+    first_p95: float
+    tokens_a_second_a_stream: float | None
+    tokens_a_second: float
+    accept_length: float | None
+
+    def row(self) -> tuple[str, ...]:
+        """Its row of the table, under HEAD."""
+        rate = self.tokens_a_second_a_stream
+        return (
+            str(self.streams),
+            milliseconds(self.first_median),
+            milliseconds(self.first_p95),
+            "" if rate is None else f"{rate:.0f}",
+            f"{self.tokens_a_second:,.0f}",
+            f"{self.accept_length:.2f}" if self.accept_length else "",
+        )
+
+
 def main() -> int:
     """Measure and print a table. Returns 1 and prints one line if the server does not answer."""
     parser = argparse.ArgumentParser(
@@ -56,18 +81,25 @@ def main() -> int:
     parser.add_argument(
         "--key-from", default="RUNPOD_API_KEY", metavar="NAME", help="the variable of the key: %(default)s"
     )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the figures there too; scripts/plan reads them"
+    )
     parser.add_argument("--plain", action="store_true", help="only OpenAI's fields: no `ignore_eos`")
     arguments = parser.parse_args()
     try:
-        print(markdown(HEAD, asyncio.run(measure(arguments))))
+        loads = asyncio.run(measure(arguments))
+        print(markdown(HEAD, [load.row() for load in loads]))
+        if arguments.json:
+            figures = {"tokens": arguments.tokens, "loads": [asdict(load) for load in loads]}
+            arguments.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     except EndpointError as error:
         print(f"{arguments.url}: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-async def measure(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
-    """A row for each load. Raises EndpointError."""
+async def measure(arguments: argparse.Namespace) -> list[Load]:
+    """The figures of each load. Raises EndpointError."""
     key = os.environ.get(arguments.key_from)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     limits = httpx.Limits(max_connections=None)
@@ -78,14 +110,14 @@ async def measure(arguments: argparse.Namespace) -> list[tuple[str, ...]]:
             body = {"model": model, "max_tokens": arguments.tokens, "temperature": 0.0, "stream": True}
             body |= {"stream_options": {"include_usage": True}} | ({} if arguments.plain else {"ignore_eos": True})
             await answer(client, body | {"max_tokens": 8}, arguments.prompt)  # connections, and a worker's start
-            rows = []
+            loads = []
             for count in map(int, arguments.streams.split(",")):
                 began = time.monotonic()
                 answers = await asyncio.gather(*(answer(client, body, arguments.prompt) for _ in range(count)))
-                rows.append(row(answers, time.monotonic() - began, await accept_length(client)))
+                loads.append(figures_of(answers, time.monotonic() - began, await accept_length(client)))
         except httpx.HTTPError as error:
             raise EndpointError(f"no answer ({type(error).__name__})") from error
-    return rows
+    return loads
 
 
 def base_url(url: str) -> str:
@@ -140,17 +172,17 @@ async def accept_length(client: httpx.AsyncClient) -> float | None:
     return float(found[1]) if found else None
 
 
-def row(answers: list[Answer], seconds: float, accepted: float | None) -> tuple[str, ...]:
-    """A load's row of the table, under HEAD."""
+def figures_of(answers: list[Answer], seconds: float, accepted: float | None) -> Load:
+    """A load's figures, from its streams and from how long all of them took."""
     firsts = [answer.first for answer in answers]
     rates = [(answer.tokens - 1) / (answer.last - answer.first) for answer in answers if answer.last > answer.first]
-    return (
-        str(len(answers)),
-        milliseconds(statistics.median(firsts)),
-        milliseconds(percentile_95(firsts)),
-        f"{statistics.median(rates):.0f}" if rates else "",
-        f"{sum(answer.tokens for answer in answers) / seconds:,.0f}",
-        f"{accepted:.2f}" if accepted else "",
+    return Load(
+        streams=len(answers),
+        first_median=statistics.median(firsts),
+        first_p95=percentile_95(firsts),
+        tokens_a_second_a_stream=statistics.median(rates) if rates else None,
+        tokens_a_second=sum(answer.tokens for answer in answers) / seconds,
+        accept_length=accepted,
     )
 
 

@@ -1,4 +1,6 @@
-"""`python -m sglang.launch_server`: streams `max_tokens` events, one every `interval` seconds, as the body asks.
+"""`python -m sglang.launch_server`: streams `max_tokens` events, one every `interval` seconds (default 0.01).
+
+It is warm from the start, or as soon as the file PACED_ENGINE_READY_WHEN is there.
 
 It runs `--max-running-requests` of them at once (default 4096), as long as `--max-total-tokens` (default 16 Mi) holds
 the prompt, a token for four characters, and the answer of each. The others wait. /v1/loads says so as SGLang's does:
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from collections import deque
@@ -30,6 +33,8 @@ EVENT = (
 )
 DONE = b"data: [DONE]\n\n"
 CHARACTERS_A_TOKEN = 4
+INTERVAL_SECONDS = 0.01
+READY_WHEN = os.environ.get("PACED_ENGINE_READY_WHEN", "/")
 STEPS_A_SNAPSHOT = 15  # SGLang's default, --load-snapshot-publish-interval
 
 
@@ -69,6 +74,8 @@ class Engine:
     def respond(self, exchange: Exchange) -> None:
         if exchange.path.startswith("/v1/loads"):
             return exchange.answer(200, json.dumps({"loads": [self.snapshot]}).encode())
+        if exchange.path == "/health" and not os.path.exists(READY_WHEN):
+            return exchange.answer(503)
         if exchange.method == "GET":
             return exchange.answer(200, json.dumps({"object": "list", "data": [], "started_at": STARTED_AT}).encode())
         self.waiting.append(Request(exchange, json.loads(exchange.body), len(exchange.body) // CHARACTERS_A_TOKEN))
@@ -91,7 +98,7 @@ class Engine:
     def begin(self, request: Request) -> None:
         self.running[request] = None
         self.reserved += request.most_tokens
-        loop, interval = asyncio.get_running_loop(), request.body["interval"]
+        loop, interval = asyncio.get_running_loop(), request.body.get("interval", INTERVAL_SECONDS)
         began = loop.time()
         if not request.body.get("stream"):
             loop.call_later(interval, self.answer, request)
