@@ -168,6 +168,13 @@ VARIABLES = (
         "how long a worker that cannot start, for a cause that is the same on every host, takes jobs and fails them "
         "with the reason before it exits; 0: it exits at once",
     ),
+    variable(
+        "KERNEL_CACHE_DIR",
+        "",
+        any_text(),
+        "where Triton, torch inductor, FlashInfer and DeepGEMM keep the kernels that they compile; empty: on the "
+        "volume that has HF_HOME, if one is mounted there; off: where each of them does by itself",
+    ),
     variable("ENGINE_MAX_RESTARTS", 3, count(least=0), "how often a dead engine is restarted within the window"),
     variable("ENGINE_RESTART_WINDOW_SECONDS", 10 * MINUTES, seconds(), "the time in which restarts are counted"),
     variable("MAX_WAITING_JOBS", 1000, count(least=0), "jobs that may wait while the engine restarts"),

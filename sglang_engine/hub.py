@@ -98,7 +98,8 @@ def _in_folder(model: Path, revision: str | None) -> Path | None:
         if reference.is_file():
             return _whole(snapshots / reference.read_text().strip())
         if revision is None:  # a platform's cache need not have references
-            latest = sorted(snapshots.iterdir(), key=lambda folder: folder.stat().st_mtime, reverse=True)
+            # The newest first; of two that are equally old always the same, whatever order the disk lists them in.
+            latest = sorted(snapshots.iterdir(), key=lambda folder: (folder.stat().st_mtime, folder.name), reverse=True)
             return next((folder for folder in latest if _whole(folder)), None)
     return None
 

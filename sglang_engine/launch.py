@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from common.addresses import url_of
-from sglang_engine import hub
+from sglang_engine import hub, kernel_caches
 from sglang_engine.hub import DownloadWatch, HubModel
 from sglang_engine.options import masked, secrets_of, values_of, with_value
 
@@ -110,6 +110,7 @@ class Launch:
         return {
             **hang_ups,
             **dict(self.environment),
+            **kernel_caches.variables(environ),
             **environ,
             **offline,
             "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "false",
