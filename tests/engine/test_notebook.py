@@ -20,9 +20,18 @@ pytestmark = pytest.mark.anyio
 
 async def test_notebook_runs_top_to_bottom(api: Api) -> None:
     notebook = await execute(f"{api.url}/v2", concurrencies="1,4")
-    text = json.dumps(notebook.cells)
-    assert "It is 21 °C in Seoul" in text or "21 \\u00b0C in Seoul" in text
-    assert '"image/png"' in text
+    text = json.dumps(notebook.cells, ensure_ascii=False)
+    for said in (
+        "COMPLETED: The capital of France is Paris.",  # a job with a stream
+        "It is 21 °C in Seoul",  # the tool loop by messages
+        "| Paris | 14 | rain |",  # the tool loop on raw tokens
+        "kept:     It was 47.",  # preserved thinking
+        "cleared:  I no longer know.",
+        "('note_city', {'city': 'Paris', 'continent': 'Europe'})",  # structured output with a tool
+        "FAILED {'message': 'temperature must be",
+    ):
+        assert said in text
+    assert text.count('"image/png"') == 2
 
 
 def test_committed_notebook_is_a_whole_run_without_errors_or_secrets() -> None:

@@ -26,6 +26,16 @@ def test_every_package_of_the_notebook_is_a_dependency() -> None:
     assert missing == []
 
 
+def test_every_plot_has_a_sentence_on_how_to_read_it() -> None:
+    cells = json.loads((REPOSITORY / "test_endpoint.ipynb").read_text(encoding="utf-8"))["cells"]
+    plots = [at for at, cell in enumerate(cells) if "plt.show()" in "".join(cell["source"])]
+    assert len(plots) == 2
+    for at in plots:
+        before = cells[at - 1]
+        assert before["cell_type"] == "markdown"
+        assert "".join(before["source"]).count(". ") >= 1
+
+
 def imports_of(source: str) -> list[str]:
     modules: list[str] = []
     for node in ast.walk(ast.parse(source, type_comments=False)):
