@@ -16,12 +16,14 @@ from typing import Any, ParamSpec
 import uvloop
 
 from benchmarks import report
+from benchmarks.lag import Lag, Load
+from benchmarks.lag import lag as lag_of
 from benchmarks.measure import PACED, TINY, MeasurementError, Result, Worker, directly, load, running_worker, short_jobs
 from benchmarks.profile import budget
-from benchmarks.report import FIGURES, Table, figures
+from benchmarks.report import FIGURES, LAG_FIGURES, Table, figures, lag_figures
 from benchmarks.tables import milliseconds
 from benchmarks.usual_ways import WAYS
-from benchmarks.variants import VARIANTS
+from benchmarks.variants import LAG_VARIANTS, VARIANTS
 
 STREAMS = (1, 8, 32, 128, 300)
 TINY_STREAMS = (1, 4, 16)  # the tiny GLM on two cores can do no more
@@ -31,9 +33,14 @@ EVENTS = 128
 REPEATS = 3  # for what is compared; the result is the median by events a second
 SLOW_SECONDS = 3.0  # anything this slow is not repeated: the noise is small compared with the difference
 
+# What a GPU produces: from one conversation to more streams than most can hold.
+LOADS = (Load(1, 100), Load(32, 50), Load(64, 30), Load(128, 20), Load(300, 10))
+CHOICES_LOADS = (Load(64, 30), Load(300, 10))
+
 THIS_WORKER = ("handler",)
 DIRECT = "a client straight to the engine"
 OURS = "this worker"
+PEER = "aiohttp, as it comes"
 
 Parameters = ParamSpec("Parameters")
 
@@ -72,6 +79,40 @@ def main() -> int:
     if arguments.write:
         report.write(tables)
     return 0
+
+
+async def lag() -> Table:
+    """How late events are, round trip 30 ms: this worker beside the better one of those as they are usually written."""
+    return await lags(tls=False)
+
+
+async def lag_tls() -> Table:
+    """The same over TLS, as a deployed worker reaches its platform."""
+    return await lags(tls=True)
+
+
+async def lags(*, tls: bool) -> Table:
+    results: list[tuple[str, Lag]] = []
+    programs = {OURS: THIS_WORKER, PEER: ("benchmarks.usual_ways", PEER)}
+    for name, program in programs.items():
+        async with running_worker(program, ROUND_TRIP, tls=tls) as worker:
+            results += [(name, await lag_of(worker, load)) for load in LOADS]
+    results.sort(key=lambda pair: pair[1].streams)
+    rows = [(str(Load(result.streams, result.rate)), name, *lag_figures(result)) for name, result in results]
+    return Table(("streams x events/s", "", *LAG_FIGURES), rows, results)
+
+
+async def lag_choices() -> Table:
+    """How late events are with each choice that concerns them reverted."""
+    rows, results = [], []
+    for name in LAG_VARIANTS:
+        async with running_worker(("benchmarks.variants", name), ROUND_TRIP) as worker:
+            for load in CHOICES_LOADS:
+                result = await lag_of(worker, load)
+                rows.append((str(load), name, *lag_figures(result)))
+                results.append((name, result))
+    rows.sort(key=lambda row: int(row[0].split()[0]))
+    return Table(("streams x events/s", "", *LAG_FIGURES), rows, results)
 
 
 async def streams() -> Table:
@@ -166,6 +207,9 @@ async def tiny() -> Table:
 
 
 PARTS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
+    "lag": lag,
+    "lag_tls": lag_tls,
+    "lag_choices": lag_choices,
     "streams": streams,
     "choices": choices,
     "grid": grid,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ class Job:
     first_at: float = 0.0
     events: int = 0
     outputs: int = 0
+    receipts: list[tuple[float, bytes]] = field(default_factory=list)
+    """When each post of an output had arrived, and its body: before any of the round trip that is added here."""
     error: str | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
     over_at: float = 0.0
@@ -39,8 +42,10 @@ class EmulatedPlatform:
     sent.
     """
 
-    def __init__(self, round_trip: float) -> None:
+    def __init__(self, round_trip: float, tls: ssl.SSLContext | None = None) -> None:
+        """tls: serves https with it."""
         self.round_trip = round_trip
+        self._tls = tls
         self.jobs: dict[str, Job] = {}
         self.first_take_at: float | None = None
         self._waiting: deque[Job] = deque()
@@ -49,8 +54,8 @@ class EmulatedPlatform:
 
     async def start(self) -> str:
         """Listen; returns the URL."""
-        self._server = await serve(self._respond)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self._server = await serve(self._respond, tls=self._tls)
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
 
     def stop(self) -> None:
         """Stop listening."""
@@ -74,6 +79,7 @@ class EmulatedPlatform:
             most = int(query.partition("batch_size=")[2].partition("&")[0] or 1)
             self._later(self._poll, exchange, most)
         elif channel == "job-stream":
+            self.jobs[ids[1]].receipts.append((time.monotonic(), exchange.body))
             self._later(self._output, exchange, ids[1])
         elif channel == "job-done":
             self._later(self._done, exchange, ids[1])

@@ -7,6 +7,7 @@ limits.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -66,7 +67,9 @@ class _Connection(asyncio.Protocol):
         self._respond(Exchange(method, path, rest[:length], self._transport))
 
 
-async def serve(respond: Callable[[Exchange], None], host: str = "127.0.0.1", port: int = 0) -> asyncio.Server:
+async def serve(
+    respond: Callable[[Exchange], None], host: str = "127.0.0.1", port: int = 0, tls: ssl.SSLContext | None = None
+) -> asyncio.Server:
     """Listen; the caller closes the server."""
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: _Connection(respond), host, port, backlog=4096)
+    return await loop.create_server(lambda: _Connection(respond), host, port, backlog=4096, ssl=tls)

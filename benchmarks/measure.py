@@ -11,6 +11,7 @@ import os
 import signal
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -25,6 +26,7 @@ from benchmarks.tables import percentile_95
 from common.tasks import cancel
 from embedded.environment import engine_environment
 from local_runpod import worker_environment
+from scripts.certificate import server_context
 from scripts.worker_process import REPOSITORY, clean_environment, free_port
 
 INTERVAL_SECONDS = 0.01
@@ -98,10 +100,32 @@ class Worker:
 
 @asynccontextmanager
 async def running_worker(
-    program: Sequence[str], round_trip: float, environment: dict[str, str] | None = None, *, engine: str = PACED
+    program: Sequence[str],
+    round_trip: float,
+    environment: dict[str, str] | None = None,
+    *,
+    engine: str = PACED,
+    tls: bool = False,
 ) -> AsyncGenerator[Worker, None]:
-    """A worker that runs this program (a Python module and its arguments) and has answered its first job."""
-    platform = EmulatedPlatform(round_trip)
+    """A worker that runs this program (a Python module and its arguments) and has answered its first job.
+
+    tls: whether it reaches the platform over TLS, as a deployed worker does.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        if not tls:
+            platform = EmulatedPlatform(round_trip)
+        else:
+            context, certificate = server_context(Path(folder))
+            platform = EmulatedPlatform(round_trip, context)
+            environment = (environment or {}) | {"SSL_CERT_FILE": str(certificate)}
+        async with _running(program, platform, environment or {}, engine) as worker:
+            yield worker
+
+
+@asynccontextmanager
+async def _running(
+    program: Sequence[str], platform: EmulatedPlatform, environment: dict[str, str], engine: str
+) -> AsyncGenerator[Worker, None]:
     port = free_port()
     log = Path(os.environ.get("BENCH_LOG", os.devnull)).open("ab")  # noqa: SIM115, ASYNC230
     variables = clean_environment() | worker_environment(await platform.start())
@@ -117,7 +141,7 @@ async def running_worker(
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", *program),
         cwd=REPOSITORY,
-        env=variables | (environment or {}),
+        env=variables | environment,
         stdout=log,
         stderr=log,
         start_new_session=True,

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.lag import Lag
 from benchmarks.measure import Result
 from benchmarks.tables import markdown, milliseconds
 from scripts.worker_process import REPOSITORY
@@ -24,7 +25,7 @@ class Table:
 
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
-    results: Sequence[tuple[str, Result]] = ()
+    results: Sequence[tuple[str, Result | Lag]] = ()
 
     def __str__(self) -> str:
         """As Markdown."""
@@ -43,6 +44,15 @@ def figures(result: Result) -> tuple[str, ...]:
 
 
 FIGURES = ("events/s", "first event, median", "p95", "CPU ms / 1000 events", "outputs a job")
+
+
+def lag_figures(result: Lag) -> tuple[str, ...]:
+    """How late events are, and what that costs, under LAG_FIGURES."""
+    late = (result.p50, result.p95, result.p99, result.first_p95, result.end_p95, result.end_worst)
+    return (*map(milliseconds, late), f"{result.cpu:.0%}", f"{result.outputs_a_job:.0f}")
+
+
+LAG_FIGURES = ("p50", "p95", "p99", "first, p95", "end, p95", "worst end", "CPU of a core", "outputs a job")
 
 
 def write(tables: dict[str, Table]) -> None:

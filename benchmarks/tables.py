@@ -19,6 +19,11 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms"
 
 
+def percentile(values: list[float], percent: int) -> float:
+    """The value that this share of the values do not exceed."""
+    return sorted(values)[math.ceil(len(values) * percent / 100) - 1]
+
+
 def percentile_95(values: list[float]) -> float:
     """The value that 95 % of the values do not exceed."""
-    return sorted(values)[math.ceil(len(values) * 0.95) - 1]
+    return percentile(values, 95)

@@ -127,6 +127,7 @@ VARIANTS: dict[str, Callable[[], None]] = {
     "httpx-aiohttp's transport": aiohttp_transport,
     "httpx's transport": httpx_transport,
     "STREAM_FLUSH_MS=200": ceiling(200),
+    "STREAM_FLUSH_MS=100": ceiling(100),
     "STREAM_FLUSH_MS=50": ceiling(50),
     "no ceiling": ceiling(0),
     "no batches": one_event_an_output,
@@ -135,6 +136,9 @@ VARIANTS: dict[str, Callable[[], None]] = {
     "json for orjson": plain_json,
     "the SDK's loop": sdk_loop,
 }
+
+# Those that concern how late an event is.
+LAG_VARIANTS = ("this worker", "STREAM_FLUSH_MS=100", "no ceiling", "httpx's transport", "asyncio's loop")
 
 if __name__ == "__main__":
     name = sys.argv.pop(1)
