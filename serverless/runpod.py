@@ -18,13 +18,14 @@ import asyncio
 import json
 import multiprocessing
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import httpx
 import orjson
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import JOB_DONE_URL, JOB_STREAM_URL
@@ -39,6 +40,7 @@ from serverless.early_sdk import route_progress
 from serverless.heartbeat import Heart
 from serverless.platform import PlatformError
 from serverless.polling import LONG_POLL_SECONDS
+from serverless.posting import AddressError, Channel, Poster
 from serverless.service import Job
 from serverless.tolerant_json import parse_tolerantly, sift
 
@@ -57,9 +59,6 @@ __all__ = [
 BODY_SECONDS = 60.0
 POLL_TIMEOUT = aiohttp.ClientTimeout(total=None, connect=30.0)
 
-# The session's own limit is 600 s; it is better to retry a post that hangs.
-POST_TIMEOUT = aiohttp.ClientTimeout(60)
-
 # The heartbeat reports the jobs in progress every few seconds (rp_ping.py); it learns of changes after this delay. The
 # SDK itself lists all jobs again whenever one begins or ends.
 MIRROR_SECONDS = 0.1
@@ -77,8 +76,12 @@ POST_HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urle
 class RunPodPlatform:
     """RunPod's job queue, or another one that speaks its protocol. A `Platform`."""
 
-    def __init__(self, session: aiohttp.ClientSession, helper: HelperProcess, *, streams: bool) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, poster: Poster, helper: HelperProcess, *, streams: bool
+    ) -> None:
         self._session = session
+        self._poster = poster
+        self._output_channels: dict[str, Channel] = {}  # of the jobs in progress that have sent an output
         self._helper = helper
         self._streams = streams
         self._progress = JobsProgress()
@@ -93,7 +96,8 @@ class RunPodPlatform:
         """
         # No cookies are sent or kept.
         async with AsyncClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session, HelperProcess() as helper:
-            yield cls(session, helper, streams=streams)
+            with closing(Poster(session.headers)) as poster:
+                yield cls(session, poster, helper, streams=streams)
 
     async def take(self, most: int) -> list[Any]:
         """One long poll. The SDK's own get_job would drop a whole batch because of one job that does not parse."""
@@ -159,7 +163,10 @@ class RunPodPlatform:
 
     async def post_output(self, job: Job, output: Any) -> None:
         """Post one streamed output."""
-        await self._post(JOB_STREAM_URL, job, {"output": output}, is_stream=False)
+        job_id = job["id"]
+        if (channel := self._output_channels.get(job_id)) is None:
+            channel = self._output_channels[job_id] = self._channel(JOB_STREAM_URL, job, is_stream=False)
+        await _post(channel, {"output": output})
 
     async def post_progress(self, job: Job, progress: Any) -> None:
         """Post a report of a job that goes on: to the channel of results, with a status, as rp_progress.py does."""
@@ -167,7 +174,8 @@ class RunPodPlatform:
 
     async def post_result(self, job: Job, result: dict[str, Any]) -> None:
         """Post the end of a job."""
-        await self._post(JOB_DONE_URL, job, result, is_stream=self._streams)  # true for generators, in the SDK too
+        # isStream: true for generators, in the SDK too
+        await _post(self._channel(JOB_DONE_URL, job, is_stream=self._streams), result)
 
     def begun(self, job_id: str) -> None:
         """Count a job as in progress; the heartbeat and the take channel report the count."""
@@ -177,6 +185,7 @@ class RunPodPlatform:
     def ended(self, job_id: str) -> None:
         """Stop counting it."""
         self._progress.remove(job_id)
+        self._output_channels.pop(job_id, None)
         self._mirror_soon()
 
     def _mirror_soon(self) -> None:
@@ -187,23 +196,25 @@ class RunPodPlatform:
         self._mirroring = None
         _mirror.set(self._progress.get_job_list())
 
-    async def _post(self, url: str, job: Job, data: dict[str, Any], *, is_stream: bool) -> None:
+    def _channel(self, url: str, job: Job, *, is_stream: bool) -> Channel:
+        """Where one kind of posts of one job goes. Raises PlatformError."""
         job_id = quote(job["id"], safe="")  # an id must not be able to change where a result goes
-        url = url.replace("$ID", job_id) + f"&isStream={str(is_stream).lower()}"
-        headers = POST_HEADERS | {"X-Request-ID": job_id}
         try:
-            async with self._session.post(
-                url,
-                data=aiohttp.BytesPayload(_encode(data)),
-                headers=headers,
-                timeout=POST_TIMEOUT,
-                allow_redirects=False,  # it would turn the post into a GET without a body
-            ) as response:
-                await response.read()
-        except (aiohttp.ClientError, TimeoutError) as error:
-            raise PlatformError(f"no answer ({type(error).__name__})") from error
-        if response.status >= 300:
-            raise PlatformError(f"the platform answered {response.status}", response.status)
+            return self._poster.channel(
+                url.replace("$ID", job_id) + f"&isStream={str(is_stream).lower()}",
+                headers=POST_HEADERS | {"X-Request-ID": job_id},
+            )
+        except AddressError as error:
+            raise PlatformError(f"nothing can be posted to the platform's address: {error}") from error
+
+
+async def _post(channel: Channel, data: dict[str, Any]) -> None:
+    try:
+        status = await channel.post(_encode(data))
+    except (httpx.TransportError, TimeoutError) as error:
+        raise PlatformError(f"no answer ({type(error).__name__})") from error
+    if status >= 300:
+        raise PlatformError(f"the platform answered {status}", status)
 
 
 @dataclass(frozen=True)

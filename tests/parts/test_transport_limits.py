@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
+from common import http1
 from common.descriptors import RESERVED, connections_allowed, lacks_descriptors, raise_descriptor_limit
-from sglang_engine import transport
 from sglang_engine.transport import EngineTransport
 from tests.parts.test_transport import CHUNKED, OK, Peer, talking_to
 from tests.waiting import turns_of_the_loop, until
@@ -147,7 +147,7 @@ async def test_body_is_written_no_faster_than_it_is_taken(monkeypatch: pytest.Mo
     body = bytes(64 * MIB)
     buffers: list[asyncio.Transport] = []
 
-    class Watched(transport._Connection):
+    class Watched(http1.Connection):
         def connection_made(self, made: asyncio.BaseTransport) -> None:
             super().connection_made(made)
             buffers.append(self._transport)
@@ -160,7 +160,7 @@ async def test_body_is_written_no_faster_than_it_is_taken(monkeypatch: pytest.Mo
         assert sent == body
         await peer.send(EMPTY)
 
-    monkeypatch.setattr(transport, "_Connection", Watched)
+    monkeypatch.setattr(http1, "Connection", Watched)
     async with talking_to(script, read_seconds=30) as (client, _):
         posting = asyncio.create_task(client.post("/", content=body))
         done, _ = await asyncio.wait({posting}, timeout=0.5)
