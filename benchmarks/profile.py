@@ -13,8 +13,13 @@ from benchmarks.measure import Result, Worker, load
 
 # The first of these in a sample's stack, from the innermost frame outwards, owns the sample.
 OWNERS = {
-    "posts to the platform (the SDK's session, aiohttp)": ("serverless/runpod.py", "aiohttp/"),
-    "reading and framing the engine's events": ("sglang_engine/transport.py", "gateway/sse.py", "gateway/response.py"),
+    "posts to the platform": ("serverless/posting.py", "serverless/runpod.py", "serverless/reporting.py", "aiohttp/"),
+    "reading and framing the engine's events": (
+        "common/http1.py",
+        "sglang_engine/transport.py",
+        "gateway/sse.py",
+        "gateway/response.py",
+    ),
     "starting the request (httpx)": ("httpx/",),
     "the job's input, checked and rewritten": (
         "gateway/request.py",

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.lag import Lag
+from benchmarks.lag import Lag, Load
 from benchmarks.measure import Result
 from benchmarks.tables import markdown, milliseconds
 from scripts.worker_process import REPOSITORY
@@ -17,15 +17,16 @@ from scripts.worker_process import REPOSITORY
 DOCUMENT = REPOSITORY / "docs" / "performance.md"
 DATA = REPOSITORY / "docs" / "performance.json"
 PLOT = REPOSITORY / "docs" / "performance.png"
+LAG_PLOT = REPOSITORY / "docs" / "lag.png"
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a head; `results`: what they were made from, each with its row's names."""
+    """Rows of text under a head; `results`: what they were made from (Result or Lag), each with its row's name."""
 
     head: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
-    results: Sequence[tuple[str, Result | Lag]] = ()
+    results: Sequence[tuple[str, Any]] = ()
 
     def __str__(self) -> str:
         """As Markdown."""
@@ -73,6 +74,8 @@ def write(tables: dict[str, Table]) -> None:
     DATA.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     if "streams" in tables:
         plot(tables["streams"], PLOT)
+    if "lag" in tables:
+        plot_lag(tables["lag"], LAG_PLOT)
 
 
 def _rounded(values: dict[str, Any]) -> dict[str, Any]:
@@ -101,5 +104,35 @@ def plot(table: Table, path: Path) -> None:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     rate.legend(fontsize="small")
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def plot_lag(table: Table, path: Path) -> None:
+    """Plot how late events are, median and p95, and what that costs, for each load."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    import matplotlib.pyplot as plt
+
+    results: Sequence[tuple[str, Lag]] = table.results
+    loads = list(dict.fromkeys(str(Load(result.streams, result.rate)) for _, result in results))
+    names = list(dict.fromkeys(what for what, _ in results))
+    figure, (late, cost) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    width = 0.8 / len(names)
+    for number, name in enumerate(names):
+        of_name = [result for what, result in results if what == name]
+        places = [place + (number - (len(names) - 1) / 2) * width for place in range(len(of_name))]
+        bars = late.bar(places, [result.p95 * 1000 for result in of_name], width, alpha=0.45)
+        colour = bars.patches[0].get_facecolor()[:3]
+        late.bar(places, [result.p50 * 1000 for result in of_name], width, color=colour, label=name)
+        cost.bar(places, [result.cpu * 100 for result in of_name], width, color=colour)
+    late.set(ylabel="lateness of an event: median, p95 (ms)")
+    cost.set(ylabel="CPU (% of a core)")
+    for axes in (late, cost):
+        axes.set(xlabel="streams x events/s")
+        axes.set_xticks(range(len(loads)), labels=loads)
+        axes.grid(axis="y", alpha=0.3)
+    late.legend(fontsize="small")
     figure.savefig(path, dpi=90)
     plt.close(figure)

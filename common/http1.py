@@ -36,6 +36,10 @@ DESCRIPTOR_PAUSE_SECONDS = 0.1
 # own buffer (128 KiB at first) would fill and hold it back.
 FULL_CHUNK_BYTES = 16 * 1024
 READ_AHEAD_BYTES = 512 * 1024
+# How often the socket of a held answer is looked at, so that its end is noticed: a stream's end may be 50 ms late at
+# the most. The last look waits this long for what is there to be read.
+LOOK_SECONDS = 0.03
+LAST_LOOK_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
@@ -174,7 +178,9 @@ class Connection(asyncio.Protocol):
         self._waiter: asyncio.Future[bool] | None = None
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = inf
-        self._waits_until = inf  # both on the loop's clock
+        self._waits_until = inf
+        self._is_held = False
+        self._held_until = 0.0  # this and the two before it on the loop's clock
         self._read_seconds: float | None = None
         self._pieces: list[bytes] = []
         self._read_ahead_bytes = 0
@@ -189,9 +195,7 @@ class Connection(asyncio.Protocol):
         self._was_answered_early = False
         self._failure: httpx.TransportError | None = None
 
-    async def send(
-        self, head: bytes, body: bytes, *, write_seconds: float | None, read_seconds: float | None
-    ) -> None:
+    async def send(self, head: bytes, body: bytes, *, write_seconds: float | None, read_seconds: float | None) -> None:
         """Send a request; return when the head of its answer has arrived. Raises httpx.TransportError."""
         self._parser = httptools.HttpResponseParser(self)
         self._read_seconds = read_seconds
@@ -222,10 +226,40 @@ class Connection(asyncio.Protocol):
         self._read_ahead_bytes = 0
         return body
 
+    async def hold(self, seconds: float) -> None:
+        """Let what comes collect for so long, or until the answer is complete; `read` then returns all of it.
+
+        It collects in the socket, which is looked at only now and then.
+        """
+        if self._is_over or self._failure is not None:
+            return
+        self._waits_until = inf
+        self._held_until = self._loop.time() + seconds
+        self._is_held = True
+        self._waiter = self._loop.create_future()
+        self._looking = self._loop.call_later(min(seconds, LOOK_SECONDS), self._look)
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._is_held = False
+            self._looking.cancel()
+
+    def _look(self) -> None:
+        """Read what has collected in the socket of a held connection."""
+        if self._is_paused and self.is_open:
+            self._is_paused = False
+            self._transport.resume_reading()
+        if (left := self._held_until - self._loop.time()) > LAST_LOOK_SECONDS:
+            self._looking = self._loop.call_later(min(left, LOOK_SECONDS), self._look)
+        else:
+            self._is_held = False  # the next data end the wait, or this if there are none
+            self._looking = self._loop.call_later(LAST_LOOK_SECONDS, self._wake)
+
     async def _write_in_pieces(self, head: bytes, body: bytes, timeout_seconds: float | None) -> None:
         """Hand the request to the kernel, no faster than it takes it; stop if an answer comes before the end."""
         pieces = memoryview(body)
-        self._transport.write(b"%b\r\n\r\n%b" % (head, pieces[:WRITE_PIECE_BYTES]))
+        self._transport.write(b"".join((head, b"\r\n\r\n", pieces[:WRITE_PIECE_BYTES])))
         for begin in range(WRITE_PIECE_BYTES, len(body), WRITE_PIECE_BYTES):
             until = self._time_in(timeout_seconds)
             while self._is_full and not self._has_head:
@@ -271,7 +305,8 @@ class Connection(asyncio.Protocol):
         if self._waiter is None:
             return
         if self._loop.time() < self._waits_until:
-            self._set_alarm(self._waits_until)
+            if self._waits_until < inf:
+                self._set_alarm(self._waits_until)
         else:
             self._wake(something_came=False)
 
@@ -333,7 +368,8 @@ class Connection(asyncio.Protocol):
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._break(httpx.RemoteProtocolError(f"the response's head is longer than {MAX_HEAD_BYTES} bytes"))
         self._pause_or_go_on(len(data))
-        self._wake()
+        if not self._is_held or self._is_over or self._read_ahead_bytes >= READ_AHEAD_BYTES:
+            self._wake()
 
     def _pause_or_go_on(self, received_bytes: int) -> None:
         """Stop reading until somebody asks for more, unless the server is fast, and there is room to read ahead.
@@ -345,10 +381,11 @@ class Connection(asyncio.Protocol):
             if self._is_paused and self.is_open:
                 self._is_paused = False
                 self._transport.resume_reading()
-        elif received_bytes < FULL_CHUNK_BYTES or self._read_ahead_bytes >= READ_AHEAD_BYTES:
-            if not self._is_paused and self.is_open:
-                self._is_paused = True
-                self._transport.pause_reading()
+            return
+        has_enough = received_bytes < FULL_CHUNK_BYTES or self._read_ahead_bytes >= READ_AHEAD_BYTES
+        if has_enough and not self._is_paused and self.is_open:
+            self._is_paused = True
+            self._transport.pause_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._alarm is not None:

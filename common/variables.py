@@ -19,7 +19,11 @@ from common.logs import log_level
 from common.settings import (
     Parser,
     any_text,
+<<<<<<< HEAD
     concurrency,
+=======
+    auto_or,
+>>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
     count,
     milliseconds,
     read,
@@ -195,11 +199,11 @@ VARIABLES = (
     variable("ALLOWED_ROUTES", "", _paths(), "paths on the engine that are open to clients besides the usual ones"),
     variable(
         "STREAM_FLUSH_MS",
-        100,
-        milliseconds(most=10_000),
-        "the least time between two outputs of a stream while a hundred are running; it is longer with more streams "
-        "and shorter with fewer, so that all together send at most 100,000 / STREAM_FLUSH_MS outputs a second; 0: no "
-        "limit",
+        "auto",
+        auto_or(milliseconds(most=10_000)),
+        "the least time between two outputs of a stream; auto: none, unless the worker has no time left for more, and "
+        "then as little as helps; a number: that time while a hundred streams are running, longer with more and "
+        "shorter with fewer, so that all together send at most 100,000 / STREAM_FLUSH_MS outputs a second; 0: none",
     ),
     variable("LOCAL_API_KEY", "", any_text(), "the key that clients of the API on this machine must send; empty: none"),
     variable(

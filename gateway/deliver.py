@@ -17,6 +17,7 @@ from common import job_record
 from common.errors import AnswerCutOffError, JobError, UnavailableError, type_and_place
 from common.masking import Mask
 from gateway import response, sse
+<<<<<<< HEAD
 from gateway.errors import (
     EngineTimeoutError,
     ResponseTooLargeError,
@@ -24,13 +25,17 @@ from gateway.errors import (
     from_response,
     presentable_body,
 )
+=======
+from gateway.errors import EngineTimeoutError, ResponseTooLargeError, UpstreamError, from_response
+from gateway.pacing import pacer_of
+>>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
 from gateway.request import UpstreamRequest
 from gateway.response import ErrorEvent, Output
 from gateway.usage import Watch
 from gateway.vocabulary import Vocabulary
 from sglang_engine.supervisor import Exchange, Supervisor
 from sglang_engine.suspects import Ticket
-from sglang_engine.transport import EngineTransport
+from sglang_engine.transport import HOLD, EngineTransport
 
 log = logging.getLogger("worker.gateway")
 
@@ -77,15 +82,15 @@ class Upstream:
         client: httpx.AsyncClient,
         supervisor: Supervisor,
         *,
-        stream_flush_seconds: float,
+        stream_flush_seconds: float | None,
         max_response_bytes: int,
     ) -> None:
-        """stream_flush_seconds: see `sse.Pacer`. max_response_bytes: the limit on an unstreamed answer."""
+        """stream_flush_seconds: see `pacing.pacer_of`. max_response_bytes: the limit on an unstreamed answer."""
         self._client = client
         self._supervisor = supervisor
         self._max_response_bytes = max_response_bytes
         self._vocabulary = Vocabulary(client)
-        self._pacer = sse.Pacer(stream_flush_seconds)
+        self._pacer = pacer_of(stream_flush_seconds)
         self._url = lru_cache(maxsize=64)(client.base_url.join)  # httpx would parse it again for each request
 
     def deliver(self, request: UpstreamRequest, *, label: str) -> AsyncGenerator[Output, None]:
@@ -144,6 +149,7 @@ class Upstream:
             exchange.progressed()
             if answer.status_code >= HTTPStatus.MULTIPLE_CHOICES:
                 raise from_response(answer.status_code, await self._whole(answer))
+<<<<<<< HEAD
             if _is_event_stream(answer):
                 chunks = _Observed(answer.aiter_raw(), exchange)
                 try:
@@ -152,6 +158,13 @@ class Upstream:
                             yield output
                 finally:
                     watch.end_of_events()
+=======
+            content_type = answer.headers.get("Content-Type", "")
+            if content_type.startswith("text/event-stream"):
+                async with aclosing(response.events(_Observed(answer, exchange), self._pacer)) as outputs:
+                    async for output in outputs:
+                        yield output
+>>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
             else:
                 body = await self._whole(answer)
                 content_type = answer.headers.get("Content-Type", "")
@@ -250,12 +263,16 @@ async def _died_of_its_engine(error: Exception, exchange: Exchange) -> bool:
 class _Observed:
     """Chunks as they come, each noted as a sign of life. Not a generator, which would cost more per chunk."""
 
-    def __init__(self, chunks: AsyncIterator[bytes], exchange: Exchange) -> None:
-        self._chunks = chunks
+    def __init__(self, answer: httpx.Response, exchange: Exchange) -> None:
+        self._chunks = answer.aiter_raw()
         self._exchange = exchange
+        self._hold: Callable[[float], Awaitable[None]] = answer.extensions.get(HOLD, asyncio.sleep)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
+
+    def hold(self, seconds: float, /) -> Awaitable[None]:
+        return self._hold(seconds)
 
     def __anext__(self) -> Awaitable[bytes]:
         self._exchange.progressed()  # asking for the next chunk means that the last one arrived

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+<<<<<<< HEAD
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+=======
+from collections.abc import AsyncGenerator, Iterator
+>>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
@@ -11,7 +15,12 @@ from typing import Any
 from common.errors import AnswerCutOffError, JobError
 from common.masking import Mask
 from gateway import sse
+<<<<<<< HEAD
 from gateway.errors import from_payload, presentable_body
+=======
+from gateway.errors import from_payload
+from gateway.pacing import Pacer
+>>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
 from gateway.sse import EVENT_END
 
 Output = str | dict[str, Any] | list[Any]
@@ -32,9 +41,13 @@ class ErrorEvent(Exception):
         self.error = error
 
 
+<<<<<<< HEAD
 async def events(
     chunks: AsyncIterator[bytes], pacer: sse.Pacer, seen: Callable[[bytes], None] = lambda _: None
 ) -> AsyncGenerator[str, None]:
+=======
+async def events(chunks: sse.Chunks, pacer: Pacer) -> AsyncGenerator[str, None]:
+>>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
     """The stream's events, batched at the pacer's pace.
 
     Raises ErrorEvent for an error among them, and AnswerCutOffError for a stream that ends early, that is, without the

@@ -23,7 +23,8 @@ class GatewaySettings:
 
     limits: Limits
     allowed_routes: frozenset[str]
-    stream_flush_seconds: float
+    stream_flush_seconds: float | None
+    """None: as the load asks for (`auto`)."""
     request_timeout_seconds: float
     max_response_bytes: int
 

@@ -10,17 +10,13 @@ Nothing here knows about the network: the chunks come from any async iterator.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Generator
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from typing import Protocol
 
-from common.tasks import cancel
+from gateway.pacing import Pacer
 
 MAX_BATCH_BYTES = 512 * 1024  # RunPod refuses one streamed output over 1 MB; JSON escapes can nearly double a batch
 MAX_EVENT_BYTES = 64 * 1024 * 1024  # far above any event SGLang sends; a stream without event ends must not eat memory
-
-# When this much comes at once, holding back would fill the socket's buffer (128 KiB at first) and stall the engine.
-FULL_CHUNK_BYTES = 16 * 1024
 
 EVENT_END = b"\n\n"
 
@@ -71,144 +67,55 @@ class EventFramer:
         self._searched = begin
 
 
-class Pacer:
-    """Spaces out the batches of many streams, so that a busy worker sends few large ones instead of many small ones.
+class Chunks(Protocol):
+    """Where a stream's bytes come from: an async iterator that can be held."""
 
-    Each stream's batches begin at least `flush_seconds * streams / 100` apart. So all streams together send at most
-    100 / flush_seconds batches a second, however many there are; a single stream, or a few, never notice.
-    """
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
 
-    STREAMS = 100
+    def __anext__(self) -> Awaitable[bytes]: ...
 
-    def __init__(self, flush_seconds: float) -> None:
-        self._flush_seconds = flush_seconds
-        self._streams = 0
-
-    @contextmanager
-    def stream(self) -> Generator[None, None, None]:
-        """Count a stream for the length of this context."""
-        self._streams += 1
-        try:
-            yield
-        finally:
-            self._streams -= 1
-
-    def interval_seconds(self) -> float:
-        """The least time between the starts of two batches of one stream, with the present number of streams."""
-        return self._flush_seconds * self._streams / self.STREAMS
-
-
-UNPACED = Pacer(0.0)
+    def hold(self, seconds: float, /) -> Awaitable[None]:
+        """Let bytes collect for so long, or until the last of them is there; the next chunk has all of them."""
 
 
 async def batches(
-    chunks: AsyncIterator[bytes],
+    chunks: Chunks,
     *,
-    pacer: Pacer = UNPACED,
+    pacer: Pacer,
     max_batch_bytes: int = MAX_BATCH_BYTES,
     max_event_bytes: int = MAX_EVENT_BYTES,
 ) -> AsyncGenerator[bytes, None]:
-    """Read `chunks` ahead of the consumer; yield batches of whole events.
+    """Batches of whole events, each as soon as there is an event, up to `max_batch_bytes` each.
 
-    The first batch comes as soon as there is an event. While the consumer is busy with one, and for as long as the
-    pacer wants, everything that arrives is collected into the next, up to `max_batch_bytes` a batch (a larger event
-    makes a batch by itself). Reading pauses while that many bytes are waiting, so that memory is bounded and a slow
-    consumer slows down the source.
+    While the consumer is busy with one, and for as long as the pacer wants, nothing is read: what arrives collects
+    where the chunks come from, and makes the next batch. So memory is bounded, and a slow consumer slows down the
+    source. The first batch and the last are never held back. A larger event makes a batch by itself.
 
     Bytes after the last whole event are dropped, as every reader of such streams does: they are not an event. An
     exception from `chunks` is raised here, after everything that came before it has been yielded.
-    EventTooLargeError as in `EventFramer`. Closing this generator stops the reading.
+    EventTooLargeError as in `EventFramer`.
     """
-    queue = _EventQueue(max_batch_bytes)
-    reading = asyncio.create_task(_read(chunks, EventFramer(max_event_bytes), queue))
-    try:
-        with pacer.stream():
-            while batch := await queue.take():
-                queue.hold(pacer.interval_seconds())
-                yield batch
-            await reading  # raises the exception that ended it, if any
-    finally:
-        await cancel(reading)
-
-
-async def _read(chunks: AsyncIterator[bytes], framer: EventFramer, queue: _EventQueue) -> None:
-    try:
+    framer = EventFramer(max_event_bytes)
+    time = asyncio.get_running_loop().time
+    with pacer.stream():
         async for chunk in chunks:
-            if block := framer.feed(chunk):
-                queue.put(block)
-            await queue.has_room()
-            if len(chunk) < FULL_CHUNK_BYTES:  # else the source is fast
-                await queue.hold_is_over()
-    finally:
-        queue.close()
-
-
-class _EventQueue:
-    """Events on their way from one reading task to one consumer."""
-
-    def __init__(self, max_batch_bytes: int) -> None:
-        self._max_batch_bytes = max_batch_bytes
-        self._blocks: deque[bytes] = deque()
-        self._bytes = 0
-        self._closed = False
-        self._is_awaited = False
-        self._held_until = 0.0  # on the loop's clock
-        self._arrived = asyncio.Event()
-        self._room = asyncio.Event()
-        self._time = asyncio.get_running_loop().time
-
-    def put(self, block: bytes) -> None:
-        self._blocks.append(block)
-        self._bytes += len(block)
-        self._arrived.set()
-
-    def close(self) -> None:
-        self._closed = True
-        self._arrived.set()
-
-    def hold(self, seconds: float) -> None:
-        """Pause reading for this long. The next batch is whatever has come by then."""
-        self._held_until = self._time() + seconds
-
-    async def has_room(self) -> None:
-        """Return once less than one full batch is waiting, and an idle consumer has taken what is there.
-
-        Only then is it known how long to hold.
-        """
-        while self._bytes >= self._max_batch_bytes or (self._blocks and self._is_awaited):
-            self._room.clear()
-            await self._room.wait()
-
-    async def hold_is_over(self) -> None:
-        """Return once reading is no longer held.
-
-        Meanwhile, what arrives collects in the socket's buffer and is then read in one go, which is cheaper than event
-        by event.
-        """
-        if (seconds := self._held_until - self._time()) > 0:
-            await asyncio.sleep(seconds)
-
-    async def take(self) -> bytes:
-        """Everything that is waiting, up to one batch; empty when the queue is closed and drained."""
-        self._is_awaited = True
-        while not self._blocks and not self._closed:
-            self._arrived.clear()
-            await self._arrived.wait()
-        self._is_awaited = False
-        batch = b"".join(self._blocks)
-        self._blocks.clear()
-        if len(batch) > self._max_batch_bytes:
-            end = self._end_of_batch(batch)
-            batch, rest = batch[:end], batch[end:]
+            rest = framer.feed(chunk)
+            if not rest:
+                continue
+            began = time()
+            while len(rest) > max_batch_bytes:
+                end = _end_of_batch(rest, max_batch_bytes)
+                yield rest[:end]
+                rest = rest[end:]
             if rest:
-                self._blocks.append(rest)
-        self._bytes -= len(batch)
-        self._room.set()
-        return batch
+                yield rest
+            if (seconds := pacer.interval_seconds()) and (left := began + seconds - time()) > 0:
+                await chunks.hold(left)
 
-    def _end_of_batch(self, block: bytes) -> int:
-        """Where the last event that fits ends; where the first event ends, if none fits."""
-        end = block.rfind(EVENT_END, 0, self._max_batch_bytes)
-        if end == -1:
-            end = block.find(EVENT_END)
-        return end + len(EVENT_END) if end != -1 else len(block)
+
+def _end_of_batch(block: bytes, max_bytes: int) -> int:
+    """Where the last event that fits ends; where the first event ends, if none fits."""
+    end = block.rfind(EVENT_END, 0, max_bytes)
+    if end == -1:
+        end = block.find(EVENT_END)
+    return end + len(EVENT_END) if end != -1 else len(block)

@@ -76,9 +76,7 @@ POST_HEADERS = {"charset": "utf-8", "Content-Type": "application/x-www-form-urle
 class RunPodPlatform:
     """RunPod's job queue, or another one that speaks its protocol. A `Platform`."""
 
-    def __init__(
-        self, session: aiohttp.ClientSession, poster: Poster, helper: HelperProcess, *, streams: bool
-    ) -> None:
+    def __init__(self, session: aiohttp.ClientSession, poster: Poster, helper: HelperProcess, *, streams: bool) -> None:
         self._session = session
         self._poster = poster
         self._output_channels: dict[str, Channel] = {}  # of the jobs in progress that have sent an output

@@ -11,6 +11,9 @@ import httpx
 
 from common.http1 import Connection, Connections, Timeouts
 
+HOLD = "hold"
+"""The extension of a response that lets its body collect for some seconds (`Connection.hold`)."""
+
 
 class EngineTransport(httpx.AsyncBaseTransport):
     """Connections to one server, each kept for a while for the next request."""
@@ -32,7 +35,8 @@ class EngineTransport(httpx.AsyncBaseTransport):
         timeouts = Timeouts(given.get("connect"), given.get("read"), given.get("write"), given.get("pool"))
         connection = await self._connections.request(_head(request), request.content, timeouts)
         body = _Body(connection, self._connections.release)
-        return httpx.Response(connection.status, headers=connection.headers, stream=body)
+        extensions = {HOLD: connection.hold}
+        return httpx.Response(connection.status, headers=connection.headers, stream=body, extensions=extensions)
 
     async def aclose(self) -> None:
         """Close the idle connections; the others close with their responses."""

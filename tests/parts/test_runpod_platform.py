@@ -25,6 +25,7 @@ class Server:
 
     def __init__(self, *answers: Answer) -> None:
         self.answers = list(answers)
+        self.heads: list[str] = []
         self.requests: list[str] = []
         self.bodies: list[bytes] = []
         self.serving: set[asyncio.Task[None]] = set()
@@ -38,6 +39,7 @@ class Server:
                 length = next(
                     (line[16:] for line in head.split("\r\n") if line.lower().startswith("content-length: ")), "0"
                 )
+                self.heads.append(head)
                 self.requests.append(head.split("\r\n")[0])
                 self.bodies.append(await reader.readexactly(int(length)))
                 await self.answers.pop(0)(writer)
@@ -68,13 +70,16 @@ async def silence(writer: asyncio.StreamWriter) -> None:
 
 
 @asynccontextmanager
-async def connected(monkeypatch: pytest.MonkeyPatch, server: Server) -> AsyncIterator[RunPodPlatform]:
+async def connected(
+    monkeypatch: pytest.MonkeyPatch, server: Server, *, streams: bool = True
+) -> AsyncIterator[RunPodPlatform]:
     listener = await asyncio.start_server(server.accept, "127.0.0.1", 0)
     base = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     monkeypatch.setattr(runpod, "_job_get_url", lambda most: f"{base}/job-take-batch/w?batch_size={most}")
     monkeypatch.setattr(runpod, "_job_stop_url", lambda: f"{base}/job-stop/w?gpu=x")
     monkeypatch.setattr(runpod, "JOB_DONE_URL", f"{base}/job-done/w/$ID?gpu=x")
-    async with listener, RunPodPlatform.connect() as platform:
+    monkeypatch.setattr(runpod, "JOB_STREAM_URL", f"{base}/job-stream/w/$ID?gpu=x")
+    async with listener, RunPodPlatform.connect(streams=streams) as platform:
         yield platform
     await cancel(*server.serving)
 

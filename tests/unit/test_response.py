@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from common.errors import AnswerCutOffError, JobError
-from gateway import sse
 from gateway.error_events import error_event
 from gateway.errors import from_payload, from_response
 from gateway.response import ErrorEvent, events
+from tests.chunks import NO_CEILING, Source
 
 pytestmark = pytest.mark.anyio
 
@@ -22,14 +21,9 @@ COMPLETED = b'event: response.completed\ndata: {"type": "response.completed", "r
 MESSAGE_STOP = b'event: message_stop\ndata: {"type": "message_stop"}\n\n'
 
 
-async def chunks(*pieces: bytes) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        yield piece
-
-
 async def received(*pieces: bytes) -> str:
     """What comes of a stream. Raises what it ends with."""
-    return "".join([output async for output in events(chunks(*pieces), sse.UNPACED)])
+    return "".join([output async for output in events(Source(*pieces), NO_CEILING)])
 
 
 @pytest.mark.parametrize("last", [DONE, b"data:[DONE]\n\n", COMPLETED, MESSAGE_STOP, DONE.replace(b"\n", b"\r\n")])
@@ -62,7 +56,7 @@ async def test_stream_without_its_whole_last_event_is_cut(cut: bytes) -> None:
 
 
 async def test_what_came_before_an_error_goes_first() -> None:
-    stream = events(chunks(DELTA + b'data: {"error": {"message": "no"}}\n\n' + DONE), sse.UNPACED)
+    stream = events(Source(DELTA + b'data: {"error": {"message": "no"}}\n\n' + DONE), NO_CEILING)
     assert await anext(stream) == DELTA.decode()
     with pytest.raises(ErrorEvent) as raised:
         await anext(stream)

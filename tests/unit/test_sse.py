@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
-from collections.abc import AsyncIterator, Iterable
 from contextlib import ExitStack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.sse import FULL_CHUNK_BYTES, EventFramer, EventTooLargeError, Pacer, batches
+from gateway.pacing import FixedPacer
+from gateway.sse import EventFramer, EventTooLargeError, batches
+from tests.chunks import NO_CEILING, Source
 
 TRICKY = 'data: {"text":"서울 👋 \u2028 \u2029 \u0085 \x0b"}\n\n'.encode()
 EVENTS = [b'data: {"a":1}\n\n', TRICKY, b"event: x\ndata: 1\ndata: 2\n\n", b": comment\n\n", b"data: [DONE]\n\n"]
@@ -66,96 +65,28 @@ def test_large_event_in_small_chunks_is_framed_in_linear_time() -> None:
     assert len(framer.feed(b"\n\n")) == 20_000_002
 
 
-async def chunks_of(items: Iterable[bytes], pause_seconds: float = 0.0) -> AsyncIterator[bytes]:
-    for item in items:
-        await asyncio.sleep(pause_seconds)
-        yield item
-
-
 @pytest.mark.anyio
-async def test_first_event_is_not_held_back() -> None:
-    never = asyncio.Event()
-
-    async def one_then_nothing() -> AsyncIterator[bytes]:
-        yield b"data: 1\n\n"
-        await never.wait()
-
-    stream = batches(one_then_nothing())
-    assert await asyncio.wait_for(anext(stream), 5) == b"data: 1\n\n"
-    await stream.aclose()
-
-
-@pytest.mark.anyio
-async def test_events_gather_while_the_consumer_was_busy() -> None:
-    consumer_was_busy, go_on = asyncio.Event(), asyncio.Event()
-    events = [b"data: %d\n\n" % n for n in range(50)]
-
-    async def source() -> AsyncIterator[bytes]:
-        for event in events:
-            if event == events[20]:
-                consumer_was_busy.set()
-                await go_on.wait()
-            yield event
-
-    stream = batches(source())
-    assert await anext(stream) == events[0]
-    await consumer_was_busy.wait()
-    assert await anext(stream) == b"".join(events[1:20])
-    go_on.set()
-    assert b"".join([batch async for batch in stream]) == b"".join(events[20:])
+async def test_nothing_is_read_while_the_consumer_is_busy() -> None:
+    source = Source(*[b"data: 1\n\n"] * 9)
+    stream = batches(source, pacer=NO_CEILING)
+    for taken in range(1, 5):
+        await anext(stream)
+        assert source.given == taken
+    assert source.holds == []
 
 
 @pytest.mark.anyio
 async def test_no_batch_exceeds_the_limit_but_a_single_larger_event() -> None:
     sizes = [10, 10, 10, 50, 10, 10]
     items = [b"x" * (size - 2) + b"\n\n" for size in sizes]
-    seen = [len(batch) async for batch in batches(chunks_of([b"".join(items)]), max_batch_bytes=25)]
+    source = Source(b"".join(items))
+    seen = [len(batch) async for batch in batches(source, pacer=NO_CEILING, max_batch_bytes=25)]
     assert seen == [10 + 10, 10, 50, 10 + 10]
 
 
 @pytest.mark.anyio
-async def test_slow_consumer_holds_the_source_back() -> None:
-    given = 0
-
-    async def endless() -> AsyncIterator[bytes]:
-        nonlocal given
-        while True:
-            given += 1
-            yield b"x" * 98 + b"\n\n"
-
-    stream = batches(endless(), max_batch_bytes=1000)
-    for taken in range(1, 5):
-        await anext(stream)
-        await asyncio.sleep(0.01)
-        assert given <= 10 * (taken + 1)
-    await stream.aclose()
-
-
-@pytest.mark.anyio
-async def test_slow_consumer_holds_a_fast_source_back_too() -> None:
-    given = 0
-
-    async def endless() -> AsyncIterator[bytes]:
-        nonlocal given
-        while True:
-            given += 1
-            await asyncio.sleep(0)
-            yield b"x" * (FULL_CHUNK_BYTES - 2) + b"\n\n"
-
-    stream = batches(endless(), max_batch_bytes=4 * FULL_CHUNK_BYTES)
-    await anext(stream)
-    await asyncio.sleep(0.05)
-    assert given <= 6
-    await stream.aclose()
-
-
-@pytest.mark.anyio
 async def test_what_came_before_an_error_is_handed_over_first() -> None:
-    async def breaks() -> AsyncIterator[bytes]:
-        yield b"data: 1\n\ndata: 2\n\nda"
-        raise ConnectionResetError
-
-    stream = batches(breaks())
+    stream = batches(Source(b"data: 1\n\ndata: 2\n\nda", error=ConnectionResetError()), pacer=NO_CEILING)
     assert await anext(stream) == b"data: 1\n\ndata: 2\n\n"
     with pytest.raises(ConnectionResetError):
         await anext(stream)
@@ -163,46 +94,19 @@ async def test_what_came_before_an_error_is_handed_over_first() -> None:
 
 @pytest.mark.anyio
 async def test_event_that_does_not_end_is_not_handed_over() -> None:
-    seen = [batch async for batch in batches(chunks_of([b"data: 1\n\nda", b"ta: [DONE]"]))]
+    seen = [batch async for batch in batches(Source(b"data: 1\n\nda", b"ta: [DONE]"), pacer=NO_CEILING)]
     assert seen == [b"data: 1\n\n"]
 
 
 @pytest.mark.anyio
-async def test_closing_stops_the_reading() -> None:
-    closed = asyncio.Event()
-
-    async def endless() -> AsyncIterator[bytes]:
-        try:
-            while True:
-                await asyncio.sleep(0.001)
-                yield b"data: 1\n\n"
-        finally:
-            closed.set()
-
-    stream = batches(endless())
-    await anext(stream)
-    await stream.aclose()
-    await asyncio.wait_for(closed.wait(), 5)
-
-
-@pytest.mark.anyio
-async def test_pacer_keeps_the_batches_of_many_streams_apart() -> None:
-    pacer, times = Pacer(0.1), []
+async def test_ceiling_holds_the_batches_of_many_streams_apart_but_not_the_first() -> None:
+    pacer, source = FixedPacer(0.1), Source(*[b"data: 1\n\n"] * 3)
     with ExitStack() as others:
         for _ in range(199):
             others.enter_context(pacer.stream())
-        async for _ in batches(chunks_of([b"data: 1\n\n"] * 60, 0.01), pacer=pacer):
-            times.append(time.monotonic())
-            if len(times) == 3:
-                break
-    first, second, third = times
-    assert second - first > 0.19
-    assert third - second > 0.19
-
-
-@pytest.mark.anyio
-async def test_pacer_leaves_one_stream_alone() -> None:
-    pacer = Pacer(0.1)
-    with pacer.stream():
-        assert pacer.interval_seconds() == pytest.approx(0.001)
-    assert pacer.interval_seconds() == 0
+        stream = batches(source, pacer=pacer)
+        await anext(stream)
+        assert source.holds == []
+        await anext(stream)
+        assert source.holds == [pytest.approx(0.2, abs=0.1)]
+        await stream.aclose()
