@@ -142,7 +142,6 @@ def milliseconds(most: int) -> Parser:
     return f"a number of milliseconds from 0 to {most}", parse
 
 
-<<<<<<< HEAD
 def switch() -> Parser:
     """On or off."""
 
@@ -152,12 +151,12 @@ def switch() -> Parser:
         return text.lower() in TRUE
 
     return "true or false", parse
-=======
+
+
 def auto_or(accepted: Parser) -> Parser:
     """What another parser accepts, or `auto`, whose value is None."""
     expected, parse = accepted
     return f"auto, or {expected}", lambda text: None if text.lower() == "auto" else parse(text)
->>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
 
 
 def word(words: tuple[str, ...]) -> Parser:

@@ -19,11 +19,8 @@ from common.logs import log_level
 from common.settings import (
     Parser,
     any_text,
-<<<<<<< HEAD
-    concurrency,
-=======
     auto_or,
->>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
+    concurrency,
     count,
     milliseconds,
     read,

@@ -17,7 +17,6 @@ from common import job_record
 from common.errors import AnswerCutOffError, JobError, UnavailableError, type_and_place
 from common.masking import Mask
 from gateway import response, sse
-<<<<<<< HEAD
 from gateway.errors import (
     EngineTimeoutError,
     ResponseTooLargeError,
@@ -25,10 +24,7 @@ from gateway.errors import (
     from_response,
     presentable_body,
 )
-=======
-from gateway.errors import EngineTimeoutError, ResponseTooLargeError, UpstreamError, from_response
 from gateway.pacing import pacer_of
->>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
 from gateway.request import UpstreamRequest
 from gateway.response import ErrorEvent, Output
 from gateway.usage import Watch
@@ -149,22 +145,14 @@ class Upstream:
             exchange.progressed()
             if answer.status_code >= HTTPStatus.MULTIPLE_CHOICES:
                 raise from_response(answer.status_code, await self._whole(answer))
-<<<<<<< HEAD
             if _is_event_stream(answer):
-                chunks = _Observed(answer.aiter_raw(), exchange)
+                chunks = _Observed(answer, exchange)
                 try:
                     async with aclosing(response.events(chunks, self._pacer, watch.events)) as outputs:
                         async for output in outputs:
                             yield output
                 finally:
                     watch.end_of_events()
-=======
-            content_type = answer.headers.get("Content-Type", "")
-            if content_type.startswith("text/event-stream"):
-                async with aclosing(response.events(_Observed(answer, exchange), self._pacer)) as outputs:
-                    async for output in outputs:
-                        yield output
->>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
             else:
                 body = await self._whole(answer)
                 content_type = answer.headers.get("Content-Type", "")
@@ -180,7 +168,7 @@ class Upstream:
             exchange.progressed()
             head = Head(answer.status_code, answer.headers.raw, is_stream=_is_event_stream(answer))
             if head.is_stream:
-                chunks = _Observed(answer.aiter_raw(), exchange)
+                chunks = _Observed(answer, exchange)
                 try:
                     async with aclosing(response.raw_events(chunks, mask, lambda: exchange.engine_is_lost)) as blocks:
                         async for block in blocks:

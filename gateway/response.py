@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-<<<<<<< HEAD
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-=======
-from collections.abc import AsyncGenerator, Iterator
->>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
 from http import HTTPStatus
 from typing import Any
@@ -15,12 +11,8 @@ from typing import Any
 from common.errors import AnswerCutOffError, JobError
 from common.masking import Mask
 from gateway import sse
-<<<<<<< HEAD
 from gateway.errors import from_payload, presentable_body
-=======
-from gateway.errors import from_payload
 from gateway.pacing import Pacer
->>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
 from gateway.sse import EVENT_END
 
 Output = str | dict[str, Any] | list[Any]
@@ -41,13 +33,9 @@ class ErrorEvent(Exception):
         self.error = error
 
 
-<<<<<<< HEAD
 async def events(
-    chunks: AsyncIterator[bytes], pacer: sse.Pacer, seen: Callable[[bytes], None] = lambda _: None
+    chunks: sse.Chunks, pacer: Pacer, seen: Callable[[bytes], None] = lambda _: None
 ) -> AsyncGenerator[str, None]:
-=======
-async def events(chunks: sse.Chunks, pacer: Pacer) -> AsyncGenerator[str, None]:
->>>>>>> 9f92c5c (Lean posts and a ceiling by need: every event on time)
     """The stream's events, batched at the pacer's pace.
 
     Raises ErrorEvent for an error among them, and AnswerCutOffError for a stream that ends early, that is, without the
@@ -71,9 +59,7 @@ async def events(chunks: sse.Chunks, pacer: Pacer) -> AsyncGenerator[str, None]:
     raise AnswerCutOffError("the engine's stream ended before the answer was complete")
 
 
-async def raw_events(
-    chunks: AsyncIterator[bytes], mask: Mask, engine_is_lost: Callable[[], bool]
-) -> AsyncGenerator[bytes, None]:
+async def raw_events(chunks: sse.Chunks, mask: Mask, engine_is_lost: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
     """The stream as it is, in blocks of whole events, each as soon as it is there.
 
     An error event of the engine's own is passed on, without secrets and internals. Raises ErrorEvent for a generation

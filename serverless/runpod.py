@@ -168,7 +168,8 @@ class RunPodPlatform:
 
     async def post_progress(self, job: Job, progress: Any) -> None:
         """Post a report of a job that goes on: to the channel of results, with a status, as rp_progress.py does."""
-        await self._post(JOB_DONE_URL, job, {"status": "IN_PROGRESS", "output": progress}, is_stream=False)
+        channel = self._channel(JOB_DONE_URL, job, is_stream=False)
+        await _post(channel, {"status": "IN_PROGRESS", "output": progress})
 
     async def post_result(self, job: Job, result: dict[str, Any]) -> None:
         """Post the end of a job."""

@@ -6,6 +6,9 @@ It runs `--max-running-requests` of them at once (default 4096), as long as `--m
 the prompt, a token for four characters, and the answer of each. The others wait. /v1/loads says so as SGLang's does:
 what is written there is written when requests begin, after every 15 events of the first one that runs, and when there
 are none.
+
+With `ticks`, all streams of one interval get an event at the same moment, as from the steps of a real engine. Each
+event carries that moment as `sent`, in seconds of the machine's monotonic clock; the last one and `[DONE]` go together.
 """
 
 from __future__ import annotations
@@ -28,9 +31,9 @@ DELTA = {"content": " word", "reasoning_content": None, "role": None, "tool_call
 CHUNK = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion.chunk", "created": 1767225600}
 CHOICE = {"index": 0, "delta": DELTA, "logprobs": None, "finish_reason": None, "matched_stop": None}
 # What SGLang sends for one token, about 280 bytes.
-EVENT = (
-    b"data: " + json.dumps(CHUNK | {"model": "glm-4.7-flash", "choices": [CHOICE], "usage": None}).encode() + b"\n\n"
-)
+PAYLOAD = CHUNK | {"model": "glm-4.7-flash", "choices": [CHOICE], "usage": None}
+EVENT = b"data: " + json.dumps(PAYLOAD).encode() + b"\n\n"
+TIMED_EVENT = b"data: " + json.dumps(PAYLOAD).encode()[:-1] + b', "sent": %.6f}\n\n'
 DONE = b"data: [DONE]\n\n"
 CHARACTERS_A_TOKEN = 4
 INTERVAL_SECONDS = 0.01
@@ -69,6 +72,7 @@ class Engine:
         self.running: dict[Request, None] = {}
         self.waiting: deque[Request] = deque()
         self.reserved = 0  # tokens that the running requests will have taken by their end
+        self.tickers: dict[float, Ticker] = {}  # by their intervals
         self.write_snapshot()
 
     def respond(self, exchange: Exchange) -> None:
@@ -102,8 +106,12 @@ class Engine:
         began = loop.time()
         if not request.body.get("stream"):
             loop.call_later(interval, self.answer, request)
-            return
+            return None
         request.exchange.begin_stream()
+        if request.body.get("ticks"):
+            if interval not in self.tickers:
+                self.tickers[interval] = Ticker(self, interval)
+            return self.tickers[interval].join(request)
 
         def send() -> None:
             if request.exchange.transport.is_closing():
@@ -120,6 +128,7 @@ class Engine:
                 loop.call_at(began + request.sent * interval, send)
 
         send()
+        return None
 
     def answer(self, request: Request) -> None:
         request.exchange.answer(200, b'{"choices": []}')
@@ -142,6 +151,39 @@ class Engine:
             "max_running_requests": self.slots,
             "token_usage": round(used / self.tokens, 4),
         }
+
+
+class Ticker:
+    """Streams that get their events at the same moments, `interval` seconds apart."""
+
+    def __init__(self, engine: Engine, interval: float) -> None:
+        self.engine = engine
+        self.interval = interval
+        self.requests: dict[Request, None] = {}
+        self.next_at = 0.0
+
+    def join(self, request: Request) -> None:
+        loop = asyncio.get_running_loop()
+        if not self.requests:
+            self.next_at = loop.time() + self.interval
+            loop.call_at(self.next_at, self.tick)
+        self.requests[request] = None
+
+    def tick(self) -> None:
+        event = TIMED_EVENT % time.monotonic()
+        for request in list(self.requests):
+            request.sent += 1
+            is_last = request.sent == request.events
+            request.exchange.write_event(event + DONE if is_last else event)
+            if is_last:
+                request.exchange.write_event(b"")
+            if is_last or request.exchange.transport.is_closing():
+                del self.requests[request]
+                self.engine.end(request)
+        self.engine.write_snapshot()
+        if self.requests:
+            self.next_at += self.interval
+            asyncio.get_running_loop().call_at(self.next_at, self.tick)
 
 
 async def main() -> None:
