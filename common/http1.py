@@ -32,7 +32,7 @@ WRITE_PIECE_BYTES = 256 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 # Between two attempts to get a file descriptor; one becomes free when any request ends.
 DESCRIPTOR_PAUSE_SECONDS = 0.1
-# A server that sends this much at once is fast. Its answer is then read ahead, up to so many bytes, since the socket's
+# A server that sends this much before anybody asks for more is fast. Its answer is then read ahead, up to so many bytes, since the socket's
 # own buffer (128 KiB at first) would fill and hold it back.
 FULL_CHUNK_BYTES = 16 * 1024
 READ_AHEAD_BYTES = 512 * 1024
@@ -382,8 +382,8 @@ class Connection(asyncio.Protocol):
                 self._is_paused = False
                 self._transport.resume_reading()
             return
-        has_enough = received_bytes < FULL_CHUNK_BYTES or self._read_ahead_bytes >= READ_AHEAD_BYTES
-        if has_enough and not self._is_paused and self.is_open:
+        is_fast = FULL_CHUNK_BYTES <= self._read_ahead_bytes < READ_AHEAD_BYTES
+        if not is_fast and not self._is_paused and self.is_open:
             self._is_paused = True
             self._transport.pause_reading()
 
