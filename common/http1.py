@@ -32,8 +32,8 @@ WRITE_PIECE_BYTES = 256 * 1024
 MAX_HEAD_BYTES = 64 * 1024
 # Between two attempts to get a file descriptor; one becomes free when any request ends.
 DESCRIPTOR_PAUSE_SECONDS = 0.1
-# A server that sends this much before anybody asks for more is fast. Its answer is then read ahead, up to so many bytes, since the socket's
-# own buffer (128 KiB at first) would fill and hold it back.
+# A server that sends this much before anybody asks for more is fast. Its answer is then read ahead, up to so many
+# bytes, since the socket's own buffer (128 KiB at first) would fill and hold it back.
 FULL_CHUNK_BYTES = 16 * 1024
 READ_AHEAD_BYTES = 512 * 1024
 # How often the socket of a held answer is looked at, so that its end is noticed: a stream's end may be 50 ms late at
@@ -223,6 +223,8 @@ class Connection(asyncio.Protocol):
                     raise httpx.ReadTimeout(f"nothing came for {self._read_seconds:g} s")
         body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces.clear()
+        if self._read_ahead_bytes >= READ_AHEAD_BYTES and not self._is_over:
+            self._go_on()
         self._read_ahead_bytes = 0
         return body
 
@@ -247,9 +249,7 @@ class Connection(asyncio.Protocol):
 
     def _look(self) -> None:
         """Read what has collected in the socket of a held connection."""
-        if self._is_paused and self.is_open:
-            self._is_paused = False
-            self._transport.resume_reading()
+        self._go_on()
         if (left := self._held_until - self._loop.time()) > LAST_LOOK_SECONDS:
             self._looking = self._loop.call_later(min(left, LOOK_SECONDS), self._look)
         else:
@@ -283,9 +283,7 @@ class Connection(asyncio.Protocol):
         if until < self._alarm_at:
             self._set_alarm(until)
         self._waiter = self._loop.create_future()
-        if self._is_paused and self.is_open:
-            self._is_paused = False
-            self._transport.resume_reading()
+        self._go_on()
         try:
             return await self._waiter
         finally:
@@ -309,6 +307,11 @@ class Connection(asyncio.Protocol):
                 self._set_alarm(self._waits_until)
         else:
             self._wake(something_came=False)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `read` would return at once, with more of the body."""
+        return bool(self._pieces)
 
     @property
     def status(self) -> int:
@@ -378,14 +381,17 @@ class Connection(asyncio.Protocol):
         """
         self._read_ahead_bytes += received_bytes
         if self._is_over:
-            if self._is_paused and self.is_open:
-                self._is_paused = False
-                self._transport.resume_reading()
+            self._go_on()
             return
         is_fast = FULL_CHUNK_BYTES <= self._read_ahead_bytes < READ_AHEAD_BYTES
         if not is_fast and not self._is_paused and self.is_open:
             self._is_paused = True
             self._transport.pause_reading()
+
+    def _go_on(self) -> None:
+        if self._is_paused and self.is_open:
+            self._is_paused = False
+            self._transport.resume_reading()
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._alarm is not None:

@@ -15,6 +15,7 @@ import httpx
 
 from common import job_record
 from common.errors import AnswerCutOffError, JobError, UnavailableError, type_and_place
+from common.http1 import Connection
 from common.masking import Mask
 from gateway import response, sse
 from gateway.errors import (
@@ -31,7 +32,7 @@ from gateway.usage import Watch
 from gateway.vocabulary import Vocabulary
 from sglang_engine.supervisor import Exchange, Supervisor
 from sglang_engine.suspects import Ticket
-from sglang_engine.transport import HOLD, EngineTransport
+from sglang_engine.transport import CONNECTION, EngineTransport
 
 log = logging.getLogger("worker.gateway")
 
@@ -254,13 +255,17 @@ class _Observed:
     def __init__(self, answer: httpx.Response, exchange: Exchange) -> None:
         self._chunks = answer.aiter_raw()
         self._exchange = exchange
-        self._hold: Callable[[float], Awaitable[None]] = answer.extensions.get(HOLD, asyncio.sleep)
+        self._connection: Connection | None = answer.extensions.get(CONNECTION)
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
     def hold(self, seconds: float, /) -> Awaitable[None]:
-        return self._hold(seconds)
+        return self._connection.hold(seconds) if self._connection else asyncio.sleep(seconds)
+
+    @property
+    def has_more(self) -> bool:
+        return self._connection is not None and self._connection.has_more
 
     def __anext__(self) -> Awaitable[bytes]:
         self._exchange.progressed()  # asking for the next chunk means that the last one arrived

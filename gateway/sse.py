@@ -70,6 +70,10 @@ class EventFramer:
 class Chunks(Protocol):
     """Where a stream's bytes come from: an async iterator that can be held."""
 
+    @property
+    def has_more(self) -> bool:
+        """Whether the next chunk is there already."""
+
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
     def __anext__(self) -> Awaitable[bytes]: ...
@@ -95,20 +99,19 @@ async def batches(
     exception from `chunks` is raised here, after everything that came before it has been yielded.
     EventTooLargeError as in `EventFramer`.
     """
-    framer = EventFramer(max_event_bytes)
+    framer, waiting = EventFramer(max_event_bytes), b""
     time = asyncio.get_running_loop().time
     with pacer.stream():
         async for chunk in chunks:
-            rest = framer.feed(chunk)
-            if not rest:
-                continue
-            began = time()
-            while len(rest) > max_batch_bytes:
-                end = _end_of_batch(rest, max_batch_bytes)
-                yield rest[:end]
-                rest = rest[end:]
-            if rest:
-                yield rest
+            began, was_cut, waiting = time(), False, waiting + framer.feed(chunk)
+            while len(waiting) > max_batch_bytes:
+                end = _end_of_batch(waiting, max_batch_bytes)
+                yield waiting[:end]
+                was_cut, waiting = True, waiting[end:]
+            if not waiting or (was_cut and chunks.has_more):
+                continue  # what is left of a cut goes with what comes next
+            yield waiting
+            waiting = b""
             if (seconds := pacer.interval_seconds()) and (left := began + seconds - time()) > 0:
                 await chunks.hold(left)
 

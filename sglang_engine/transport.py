@@ -11,8 +11,8 @@ import httpx
 
 from common.http1 import Connection, Connections, Timeouts
 
-HOLD = "hold"
-"""The extension of a response that lets its body collect for some seconds (`Connection.hold`)."""
+CONNECTION = "connection"
+"""The extension of a response with its connection, whose body can be held, and asked whether there is more of it."""
 
 
 class EngineTransport(httpx.AsyncBaseTransport):
@@ -35,7 +35,7 @@ class EngineTransport(httpx.AsyncBaseTransport):
         timeouts = Timeouts(given.get("connect"), given.get("read"), given.get("write"), given.get("pool"))
         connection = await self._connections.request(_head(request), request.content, timeouts)
         body = _Body(connection, self._connections.release)
-        extensions = {HOLD: connection.hold}
+        extensions = {CONNECTION: connection}
         return httpx.Response(connection.status, headers=connection.headers, stream=body, extensions=extensions)
 
     async def aclose(self) -> None:

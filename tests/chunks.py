@@ -27,6 +27,10 @@ class Source:
             raise self._error
         raise StopAsyncIteration
 
+    @property
+    def has_more(self) -> bool:
+        return bool(self.chunks)
+
     async def hold(self, seconds: float) -> None:
         self.holds.append(seconds)
 
