@@ -1,6 +1,7 @@
 """Writes the newest SGLang image, RunPod SDK and digests of base images everywhere they are pinned.
 
-Run once a week by .github/workflows/bump.yml.
+Run once a week by .github/workflows/bump.yml, as `python3 -m scripts.bump`. With `--facts` it writes nothing, and
+compares what the documentation says of images and RunPod's pools with what there is.
 
 SGLang's own pins keep it compatible with torch, transformers and the rest of the CPU engine's lock. The lock's other
 packages are left alone, and the checks of the pull request show whether that still works.
@@ -13,6 +14,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from scripts import facts
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -35,7 +38,9 @@ RUNPOD_PLACES = {"Dockerfile": [r'"runpod=='], "embedded/requirements.txt": [r"\
 
 
 def main() -> int:
-    """Look up both versions, and write any that are newer."""
+    """Look up both versions, and write any that are newer; or compare the facts."""
+    if sys.argv[1:] == ["--facts"]:
+        return facts.main(REPOSITORY, has_image=digest_of)
     sglang = newest(releases("sglang"))
     image = f"lmsysorg/sglang:v{sglang}"
     if digest := digest_of(image):

@@ -2,7 +2,7 @@
 
 - `options`, `presets`, `spelling` and `vllm_names`: what can be set, names that were probably meant, and names that
   mean nothing here; engine.py plans with them.
-- `hub`: models on disk, and the progress of downloads.
+- `hub`: models on disk, and the progress of downloads. `start_time`: how long a start takes, against RunPod's limit.
 - `launch`: the result of planning, ready to be started.
 - `process`: one life of the child process; `output`: what it writes; `supervisor`: its restarts; `failure_causes`: why
   it ended.

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from common.web_server import serving
-from scripts import deploy, first_answer, rest_v2
+from scripts import deploy, facts, first_answer, rest_v2
 from scripts.deployment import Wanted, deployment
 from scripts.worker_process import REPOSITORY
 from tests.rest_v2 import ANSWER, ID, KEY, RestApi, create_app
@@ -366,3 +366,16 @@ async def test_needs_no_package_beyond_those_that_it_installs() -> None:
     out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
     assert json.loads(out)["type"] == "LOAD_BALANCER"
+
+
+async def test_facts_are_compared_with_the_catalogue(
+    api: RestApi, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RUNPOD_CATALOGUE_URL", f"{api.base_url}/rest/catalog/gpus")
+    assert await asyncio.to_thread(facts.main, REPOSITORY, has_image=lambda _: True) == 0
+    api.catalogue = [entry for entry in api.catalogue if entry["id"] != "NVIDIA H200"]
+    assert await asyncio.to_thread(facts.main, REPOSITORY, has_image=lambda _: True) == 1
+    assert "h200 is said to be in HOPPER_141" in capsys.readouterr().err
+    api.faults = [(500, {})]
+    assert await asyncio.to_thread(facts.main, REPOSITORY, has_image=lambda _: True) == 1
+    assert "catalogue cannot be read: HTTPError" in capsys.readouterr().err
