@@ -49,7 +49,7 @@ from gateway.http_server.server import serve, serve_failure
 from gateway.http_server.settings import HttpSettings
 from gateway.intake import Intake, path_asked_for
 from gateway.request import build_request
-from gateway.response import ErrorEvent, Output
+from gateway.response import ErrorEvent, LastEvents, Output
 from gateway.settings import GatewaySettings
 from serverless import Job, JobHandler, WorkerSettings
 from sglang_engine.capacity import Capacity
@@ -131,6 +131,7 @@ async def service(
             wait_for_failure=supervisor.wait_for_failure,
             error_event=lambda job, error: error_event(error, path_asked_for(job.get("input"))),
             is_whole_answer=lambda output: not isinstance(output, str),
+            ends_answer=lambda output: isinstance(output, LastEvents),
             takes_large_json=True,
             capacity=capacity,
         )

@@ -25,6 +25,12 @@ _LAST_TYPES = frozenset(
 )
 
 
+class LastEvents(str):
+    """The output that ends a complete stream."""
+
+    __slots__ = ()
+
+
 class ErrorEvent(Exception):
     """The engine reported an error inside its stream."""
 
@@ -36,7 +42,7 @@ class ErrorEvent(Exception):
 async def events(
     chunks: sse.Chunks, pacer: Pacer, seen: Callable[[bytes], None] = lambda _: None
 ) -> AsyncGenerator[str, None]:
-    """The stream's events, batched at the pacer's pace.
+    """The stream's events, batched at the pacer's pace; the last batch of a complete stream is a LastEvents.
 
     Raises ErrorEvent for an error among them, and AnswerCutOffError for a stream that ends early, that is, without the
     event that ends every complete stream. An incomplete event is dropped. seen: called with each batch.
@@ -53,9 +59,10 @@ async def events(
                             yield _text(data[:begin])
                         raise error
                     begin += len(event) + len(EVENT_END)
-            yield _text(data)
             if _is_complete(data):
+                yield LastEvents(_text(data))
                 return  # if the connection breaks after the last event, nothing is lost
+            yield _text(data)
     raise AnswerCutOffError("the engine's stream ended before the answer was complete")
 
 

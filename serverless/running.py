@@ -48,6 +48,8 @@ class _Run:
     has_sent_text: bool = False
     asks_refresh: bool = False
     """The worker shall end after it."""
+    has_answered: bool = False
+    """Its answer is complete: what is left is to send it. It needs no slot for that."""
     is_reporting: bool = False
     """Its result is known and being sent."""
     is_unwanted: bool = False
@@ -88,8 +90,8 @@ class Runner:
 
     @property
     def reporting(self) -> int:
-        """How many of them are finished, except that their result is still being sent."""
-        return sum(run.is_reporting for run in self._runs.values())
+        """How many of them are finished, except that their last output or their result is still being sent."""
+        return sum(run.has_answered for run in self._runs.values())
 
     def begin(self, job: Any) -> bool:
         """Run what the platform has handed over. Returns whether there was something to run."""
@@ -240,6 +242,8 @@ class Runner:
         """Send an output now. If a part of a stream is not taken, nothing follows it but an error event."""
         run.has_sent_text = run.has_sent_text or isinstance(output, str)
         is_whole = self._service.is_whole_answer(output)
+        if is_whole or self._service.ends_answer(output):
+            self._leave_slot(run)
         send = self._reporter.offer_output if is_whole else self._reporter.report_output
         error = await send(run.job, output)
         run.record.outputs += error is None
@@ -248,6 +252,10 @@ class Runner:
             if self._service.error_event is not None:
                 event = self._service.error_event(run.job, run.break_off)
                 run.ending = asyncio.create_task(self._reporter.report_last_event(run.job, event))
+
+    def _leave_slot(self, run: _Run) -> None:
+        run.has_answered = True
+        self.slot_free.set()
 
     async def _break_off(self, run: _Run, error: JobError) -> dict[str, Any]:
         """End an unfinished job: a stream gets a last event, so that nobody takes it for complete."""
@@ -262,7 +270,7 @@ class Runner:
         if run.asks_refresh or self._service.refreshes:
             result["stopPod"] = True  # as both SDKs ask for it (runpod 1.12.0, rp_job.py)
             self.refresh_asked.set()
-        self.slot_free.set()
+        self._leave_slot(run)
         await run.progress.finish(LAST_EVENT_SECONDS if self._closed else LAST_REPORTS_SECONDS)
         if run.ending is not None:
             # The stream's last event goes first: once the platform has the result, it takes no more events.

@@ -75,6 +75,7 @@ class Service:
     wait_for_failure: returns the reason once the service breaks for good.
     error_event: turns an error into the last event of a job's broken-off stream; None if outputs are not events.
     is_whole_answer: whether an output is its job's entire answer, which the result will have too.
+    ends_answer: whether an output is the last part of its job's answer.
     takes_large_json: whether the handler takes a large input as LargeJson; else it gets every input parsed.
     capacity: how many jobs at once it can take; None if it does not know. A number or a concurrency modifier given to
       `run` goes before it.
@@ -86,6 +87,7 @@ class Service:
     wait_for_failure: Callable[[], Coroutine[Any, Any, str]]
     error_event: Callable[[Job, JobError], str] | None = None
     is_whole_answer: Callable[[Any], bool] = lambda _: False
+    ends_answer: Callable[[Any], bool] = lambda _: False
     takes_large_json: bool = False
     is_ready: Callable[[], bool] = lambda: True
     capacity: Capacity | None = None
