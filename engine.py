@@ -23,7 +23,7 @@ from sglang_engine.contradictions import contradictions
 from sglang_engine.gpus import Machine
 from sglang_engine.hub import HubModel
 from sglang_engine.launch import Launch, Setting
-from sglang_engine.options import Option, masked, option_of, values_of, variable_name
+from sglang_engine.options import Option, masked, option_of, size_of, values_of, variable_name
 from sglang_engine.presets import PRESETS, Preset
 from sglang_engine.spelling import HUB_VARIABLES, nearest_names
 from sglang_engine.vllm_names import VLLM_NAMES
@@ -146,6 +146,8 @@ _EAGLE_DEFAULTS = ("SPECULATIVE_NUM_STEPS", "SPECULATIVE_EAGLE_TOPK", "SPECULATI
 AGENT_VARIABLES: dict[str, str] = {"DEFAULT_CHAT_TEMPLATE_KWARGS": '{"clear_thinking": false}'}
 # 2: the grammar holds every tool call to the schema of its parameters (SGLang 0.5.23, ToolStrictLevel).
 AGENT_ENVIRONMENT: dict[str, str] = {"SGLANG_TOOL_STRICT_LEVEL": "2"}
+# What agents bring along: a system prompt of some 20,000 tokens, then the files that they read.
+AGENT_CONTEXT_TOKENS = 65_536
 
 AUTO, OFF = "auto", "off"
 EXTRA_ARGS = "SGLANG_EXTRA_ARGS"
@@ -239,7 +241,7 @@ def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None, mac
         download_folder=given.get("--download-dir") or None,
         environment=tuple(AGENT_ENVIRONMENT.items()) if _is_agent(environ) else (),
         notes=tuple(notes),
-        warnings=tuple(_undone(preset, chosen)),
+        warnings=(*_undone(preset, chosen), *(_too_short(chosen) if _is_agent(environ) else ())),
     )
 
 
@@ -252,6 +254,16 @@ def _undone(preset: Preset | None, chosen: Mapping[str, Setting]) -> Iterator[st
                 f"{setting.name} is empty, which undoes {name}={value} of the preset {preset.name if preset else ''}; "
                 f"leave {setting.name} out to keep it"
             )
+
+
+def _too_short(chosen: Mapping[str, Setting]) -> Iterator[str]:
+    """That the context is short for an agent."""
+    setting = chosen.get("--context-length")
+    if setting is not None and setting.value and size_of(setting.value) < AGENT_CONTEXT_TOKENS:
+        yield (
+            f"AGENT=true, but {setting.name}={setting.value} ({setting.source}): coding agents send prompts of "
+            f"{AGENT_CONTEXT_TOKENS:,} tokens and more"
+        )
 
 
 _MUST_BE_KNOWN = {

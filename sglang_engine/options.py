@@ -254,7 +254,8 @@ _NAMES = {
 }
 
 
-def _size(value: str) -> float:
+def size_of(value: str) -> float:
+    """The number that a size means: `128k` is 128,000, `64Ki` 65,536. Raises ValueError for anything else."""
     if not _SIZE.fullmatch(value):
         return int(value)
     number = value.rstrip("kKMGTi")
@@ -279,7 +280,7 @@ _CHECKS: dict[Type, Callable[[str], Any]] = {
     Type.TEXT: str,
     Type.INTEGER: int,
     Type.NUMBER: float,
-    Type.SIZE: _size,
+    Type.SIZE: size_of,
     Type.OBJECT: _json_of(dict),
     Type.ARRAY: _json_of(list),
     Type.ANY: _json_of(object),

@@ -122,3 +122,23 @@ def test_misspelt_variable_of_hugging_face_gets_its_hint(name: str, meant: str) 
 def test_hugging_face_s_own_variables_get_no_hint() -> None:
     names = "HF_TOKEN HF_HOME HF_HUB_CACHE HF_ENDPOINT HF_HUB_OFFLINE HF_XET_CACHE HF_TOKEN_PATH HF_ASSETS_CACHE"
     assert list(warnings_for(dict.fromkeys(names.split(), "x"))) == []
+
+
+@pytest.mark.parametrize(("environ", "warned"), [({}, False), ({"CONTEXT_LENGTH": "32Ki"}, True)])
+def test_context_that_is_short_for_agents_is_warned_about(environ: dict[str, str], warned: bool) -> None:
+    warnings = plan(environ | {"AGENT": "true"}).warnings
+    assert warnings == (
+        ("AGENT=true, but CONTEXT_LENGTH=32Ki (environment): coding agents send prompts of 65,536 tokens and more",)
+        if warned
+        else ()
+    )
+    assert plan(environ).warnings == ()
+
+
+def test_agent_s_default_for_the_chat_template_gives_way_to_one_s_own() -> None:
+    words = plan({"AGENT": "yes", "DEFAULT_CHAT_TEMPLATE_KWARGS": "{}"}).arguments
+    assert words[words.index("--default-chat-template-kwargs") + 1] == "{}"
+    launch = plan({"AGENT": "true"})
+    assert launch.child_environ({"SGLANG_TOOL_STRICT_LEVEL": "1"})["SGLANG_TOOL_STRICT_LEVEL"] == "1"
+    assert launch.child_environ({})["SGLANG_TOOL_STRICT_LEVEL"] == "2"
+    assert "SGLANG_TOOL_STRICT_LEVEL" not in plan({}).child_environ({})

@@ -9,7 +9,7 @@ import pytest
 
 from common.web_server import serving
 from local_runpod import JobState
-from scripts.worker_process import Platform, Worker, running_platform, start_worker
+from scripts.worker_process import REPOSITORY, Platform, Worker, running_platform, start_worker
 from tests.answers import error_of
 from tests.waiting import until
 from tests.worker.waverless import Waverless
@@ -112,3 +112,12 @@ async def test_waverless_is_told_too() -> None:
         await until(lambda: told(platform, "pod-7"))
         assert [ping["check"] for ping in told(platform, "pod-7")] == ["settings"]
         assert platform.refused == []
+
+
+async def test_jobs_of_a_handler_of_one_s_own_are_told_of_wrong_settings_too() -> None:
+    async with running_platform() as platform:
+        job = platform.queue.submit({"n": 1})
+        wrong = {"OWN_HANDLER": "function", "MAX_CONCURRENCY": "many", "FAILED_START_SECONDS": "2"}
+        worker = await start(platform, "own", wrong, program=REPOSITORY / "tests" / "worker" / "own_handlers.py")
+        assert "MAX_CONCURRENCY='many'" in error_of(await job.finished(20))["message"]
+        assert await worker.exit_code() == 2
