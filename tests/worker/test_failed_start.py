@@ -117,7 +117,8 @@ async def test_waverless_is_told_too() -> None:
 async def test_jobs_of_a_handler_of_one_s_own_are_told_of_wrong_settings_too() -> None:
     async with running_platform() as platform:
         job = platform.queue.submit({"n": 1})
-        wrong = {"OWN_HANDLER": "function", "MAX_CONCURRENCY": "many", "FAILED_START_SECONDS": "2"}
+        program = {"OWN_HANDLER": "function", "PYTHONPATH": str(REPOSITORY)}
+        wrong = program | {"MAX_CONCURRENCY": "many", "FAILED_START_SECONDS": "2"}
         worker = await start(platform, "own", wrong, program=REPOSITORY / "tests" / "worker" / "own_handlers.py")
         assert "MAX_CONCURRENCY='many'" in error_of(await job.finished(20))["message"]
         assert await worker.exit_code() == 2
