@@ -212,8 +212,11 @@ def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None, mac
     arguments: list[str] = []
     for setting in chosen.values():
         option = OPTIONS[setting.name]
+        if not setting.value:
+            continue
         try:
-            arguments += option.arguments(setting.value, setting.name) if setting.value else []
+            arguments += option.arguments(setting.value, setting.name)
+            option.check_range(setting.value)
         except ValueError as error:
             problems.append(f"{setting.name}={_shown(option, setting.value)}: expected {error}")
     extra = _extra_arguments(environ, problems)

@@ -116,6 +116,14 @@ class Option:
             return [f"{flag}={value}"]  # else it would be read as an option
         return [flag, value]
 
+    def check_range(self, value: str) -> None:
+        """Refuse a number, already found to be one, that is out of bounds.
+
+        Apart from `arguments`, which takes what SGLang's parser takes. Raises ValueError like it.
+        """
+        if self.range is not None and not self.range.has(_CHECKS[self.type](value)):
+            raise ValueError(self.expected())
+
     def _boolean(self, value: str) -> bool:
         if value.lower() not in TRUE + FALSE:
             raise ValueError(self.expected())
@@ -142,11 +150,9 @@ class Option:
                 raise ValueError(self.expected() + (f" (did you mean {near[0]!r}?)" if near else ""))
             return
         try:
-            number = _CHECKS[self.type](value)
+            _CHECKS[self.type](value)
         except ValueError:
             raise ValueError(self.expected()) from None
-        if self.range is not None and not self.range.has(number):
-            raise ValueError(self.expected())
 
 
 @cache
