@@ -19,6 +19,7 @@ from benchmarks import report
 from benchmarks.lag import Lag, Load
 from benchmarks.lag import lag as lag_of
 from benchmarks.measure import PACED, TINY, MeasurementError, Result, Worker, directly, load, running_worker, short_jobs
+from benchmarks.plain_http import http
 from benchmarks.profile import budget
 from benchmarks.report import FIGURES, LAG_FIGURES, Table, figures, lag_figures
 from benchmarks.tables import milliseconds
@@ -216,6 +217,7 @@ PARTS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "lengths": lengths,
     "rest": rest,
     "event": event,
+    "http": http,
 }
 
 

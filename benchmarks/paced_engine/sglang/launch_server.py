@@ -34,6 +34,7 @@ CHOICE = {"index": 0, "delta": DELTA, "logprobs": None, "finish_reason": None, "
 PAYLOAD = CHUNK | {"model": "glm-4.7-flash", "choices": [CHOICE], "usage": None}
 EVENT = b"data: " + json.dumps(PAYLOAD).encode() + b"\n\n"
 TIMED_EVENT = b"data: " + json.dumps(PAYLOAD).encode()[:-1] + b', "sent": %.6f}\n\n'
+STAMPED = EVENT[:-3] + b', "sent_at": %020.6f}\n\n'  # for bodies with `stamped`: seconds since the epoch
 DONE = b"data: [DONE]\n\n"
 CHARACTERS_A_TOKEN = 4
 INTERVAL_SECONDS = 0.01
@@ -121,7 +122,7 @@ class Engine:
                 request.exchange.write_event(b"")
                 self.end(request)
             else:
-                request.exchange.write_event(EVENT)
+                request.exchange.write_event(STAMPED % time.time() if request.body.get("stamped") else EVENT)
                 request.sent += 1
                 if request.sent % STEPS_A_SNAPSHOT == 0 and request is next(iter(self.running)):
                     self.write_snapshot()
