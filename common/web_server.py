@@ -82,6 +82,7 @@ async def serving_on(
         app,
         http=partial(_BoundedProtocol, bounds=bounds),  # type: ignore[arg-type]
         ws="none",
+        proxy_headers=False,  # who the client is makes no difference here
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=CLOSE_SECONDS,  # type: ignore[arg-type]
