@@ -36,6 +36,7 @@ from common import job_record
 from common.errors import JobError
 from common.helper_process import HelperProcess
 from common.masking import Mask
+from common.metrics_page import METRICS_PATH, serve_page
 from common.settings import Concurrency, ConfigurationError
 from common.variables import without_wrong_variables
 from engine import configure_here, read_image_file, start_limit_warnings, warnings_for
@@ -191,8 +192,11 @@ async def serve_http(
             health_paths=http_settings.health_paths,
             allowed_routes=settings.allowed_routes,
             request_timeout_seconds=settings.request_timeout_seconds,
+            routes={METRICS_PATH: serve_page},
         )
-        return await serve(app, supervisor, http_settings, early, partial(serverless.report_failed_start, mask=mask))
+        report = partial(serverless.report_failed_start, mask=mask)
+        async with Telling.of(client, supervisor, has_metrics=launch.has_metrics):
+            return await serve(app, supervisor, http_settings, early, report)
 
 
 def refuse(invocation: serverless.Invocation, error: ConfigurationError, early: EarlyHealth | None) -> NoReturn:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("worker.metrics")
 
+METRICS_PATH = "/metrics"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 MORE_SECONDS = 5.0  # for a further page; Prometheus itself waits 10 s by default
 
@@ -61,7 +62,7 @@ async def serve_page(
     """The page as an ASGI application: GET and HEAD of `/metrics`, and nothing else."""
     if scope["type"] != "http":
         raise NotImplementedError  # uvicorn then does without
-    found, allowed = scope["path"] == "/metrics", scope["method"] in ("GET", "HEAD")
+    found, allowed = scope["path"] == METRICS_PATH, scope["method"] in ("GET", "HEAD")
     status = 200 if found and allowed else 405 if found else 404
     body = (await page()).encode() if status == 200 else b"GET /metrics is all there is here\n"
     kind = CONTENT_TYPE if status == 200 else "text/plain; charset=utf-8"

@@ -19,6 +19,7 @@ from gateway.routes import (
 )
 from gateway.settings import DEFAULT_LIMITS, Limits
 from gateway.shorthand import as_chat, is_shorthand
+from gateway.tracing import take_trace
 
 # Without double quotes: in a job's error, which is JSON inside JSON, each would be escaped twice.
 ACCEPTED = (
@@ -86,6 +87,7 @@ def build_request(
     Raises InvalidInputError for anything but one of the three accepted patterns and for anything over a limit
     (RequestTooLargeError for the body's size), RouteNotAllowedError for a route that is not open to clients.
     """
+    job_input, trace = take_trace(job_input)
     try:
         request = _request(job_input, served_model_name, limits, allowed_routes)
     except InvalidInputError as error:
@@ -94,6 +96,9 @@ def build_request(
         raise RequestTooLargeError(
             f"the request is {len(request.body)} bytes; up to {limits.request_bytes} are accepted (MAX_REQUEST_BYTES)"
         )
+    if trace:
+        body_type = ((b"Content-Type", b"application/json"),) if request.body else ()
+        request = replace(request, headers=(*body_type, *trace))
     return request
 
 

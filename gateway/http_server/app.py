@@ -6,6 +6,7 @@ An ASGI application without a framework: nothing is between a client and the eng
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
@@ -15,6 +16,7 @@ from http import HTTPStatus
 from typing import Any
 
 from common.errors import JobError, UnavailableError
+from common.figures import engine_status
 from common.job_record import JobRecord, Outcome
 from common.masking import Mask
 from common.tasks import cancel
@@ -63,7 +65,7 @@ _NOT_FOR_THE_ENGINE = _HOP_BY_HOP | {
 _NOT_FOR_THE_CLIENT = _HOP_BY_HOP | {b"content-length", b"date", b"server"}
 
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_LIVE, _READY = "/health/live", "/health/ready"
+_HEALTH, _LIVE, _READY = "/health", "/health/live", "/health/ready"
 
 
 @dataclass(eq=False)
@@ -119,7 +121,7 @@ class App:
         request_timeout_seconds: float,
         routes: Mapping[str, Route] | None = None,
     ) -> None:
-        """routes: this worker's own paths, besides those of the engine. They are open to everybody."""
+        """routes: this worker's own paths, besides those of the engine, for whoever shows the key."""
         self.idle = asyncio.Event()
         """Set while no request is in flight."""
         self.idle.set()
@@ -134,7 +136,8 @@ class App:
         self._closed: JobError | None = None
         self._is_dead = False
         health: dict[str, Route] = dict.fromkeys(health_paths, self.health)
-        self._routes: dict[str, Route] = {**(routes or {}), **health, _LIVE: self._live, _READY: self._ready}
+        own = {path: self._guarded(route) for path, route in (routes or {}).items()}
+        self._routes: dict[str, Route] = {**own, **health, _LIVE: self._live, _READY: self._ready}
 
     @property
     def in_flight(self) -> int:
@@ -181,12 +184,30 @@ class App:
                 self.idle.set()
 
     async def health(self, scope: Scope, _: Receive, send: Send) -> None:
-        """204 while the engine starts, 200 once it is warm, 503 when it will not answer any more."""
+        """204 while the engine starts, 200 once it is warm, 503 when it will not answer any more.
+
+        `/health` says more: the engine's state, since when, and how many requests are in flight.
+        """
         error = self._error_for_health()
         if error is not None:
             await refuse(send, error, scope["path"])
         else:
-            await _answer(send, HTTPStatus.OK if self._supervisor.is_ready else HTTPStatus.NO_CONTENT)
+            is_ready, tells = self._supervisor.is_ready, scope["path"] == _HEALTH
+            body = json.dumps(engine_status()).encode() if is_ready and tells else b""
+            await _answer(send, HTTPStatus.OK if is_ready else HTTPStatus.NO_CONTENT, body)
+
+    def _guarded(self, route: Route) -> Route:
+        """The route, for whoever shows the key."""
+
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                self._access.check(scope["path"], dict(scope["headers"]))
+            except JobError as error:
+                await refuse(send, error, scope["path"])
+            else:
+                await route(scope, receive, send)
+
+        return guarded
 
     async def _live(self, _: Scope, __: Receive, send: Send) -> None:
         """200 for as long as this process answers: for those who restart what does not."""
@@ -329,7 +350,10 @@ def _request_id(scope: Scope) -> str:
     return f"req_{secrets.token_hex(8)}"
 
 
-async def _answer(send: Send, status: int) -> None:
-    headers = [] if status == HTTPStatus.NO_CONTENT else [(b"content-length", b"0")]
+async def _answer(send: Send, status: int, body: bytes = b"") -> None:
+    """body: JSON."""
+    headers = [] if status == HTTPStatus.NO_CONTENT else [(b"content-length", str(len(body)).encode())]
+    if body:
+        headers.append((b"content-type", b"application/json"))
     await send({"type": "http.response.start", "status": int(status), "headers": headers})
-    await send({"type": "http.response.body", "body": b"", "more_body": False})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

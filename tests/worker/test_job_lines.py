@@ -167,3 +167,12 @@ async def test_every_line_is_an_object_with_the_sdk_s_names_and_tells_nothing_th
         ("ERROR", "  File a"),
     ]
     assert all(len(entries) == 1 for entries in lines_of_jobs(worker).values()), "one line a job"
+
+
+async def test_trace_context_of_a_job_reaches_the_engine_as_a_header(running: tuple[Platform, Worker]) -> None:
+    platform, worker = running
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    await platform.answer({"messages": HELLO, "metadata": {"traceparent": parent}})
+    seen = (await worker.engine_requests())[-1]
+    assert seen["headers"]["traceparent"] == parent
+    assert "metadata" not in seen["body"]
