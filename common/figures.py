@@ -25,6 +25,7 @@ log = logging.getLogger("worker.figures")
 
 MINUTE_SECONDS = 60.0
 LOAD_SECONDS = 2.0  # for the engine to say its load, which it has at hand
+LAG_SECONDS = 0.25  # between two measurements of the event loop's lag, which cost nothing at this pace
 MAX_RECORDS = 30_000  # 500 jobs a second for a minute; beyond that, only the last ones count
 
 
@@ -152,12 +153,22 @@ async def minute_lines(ask_load: AskLoad = no_load, *, seconds: float = MINUTE_S
     teller = _Teller(ask_load)
     _asked.append(ask_load)
     telling = asyncio.create_task(teller.tell_each(seconds), name="telling each minute's figures")
+    measuring = asyncio.create_task(measure_lag(), name="measuring the event loop's lag")
     try:
         yield
     finally:
         _asked.remove(ask_load)
-        await cancel(telling)
+        await cancel(telling, measuring)
         teller.tell(Load())
+
+
+async def measure_lag(every_seconds: float = LAG_SECONDS) -> None:
+    """Count, until cancelled, by how much later than asked the event loop wakes a task."""
+    loop = asyncio.get_running_loop()
+    while True:
+        due = loop.time() + every_seconds
+        await asyncio.sleep(every_seconds)
+        meters.LOOP_LAG_SECONDS.observe(max(0.0, loop.time() - due))
 
 
 class _Teller:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import math
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
 
@@ -15,6 +17,7 @@ from common import figures, meters, metrics_page
 from common.figures import Load, RecentJobs, engine_status, figures_of, minute_lines, quantile, sentence
 from common.job_record import JobRecord, Outcome
 from common.meters import METERS, Counter, Gauge, Histogram
+from common.tasks import cancel
 from serverless.metered import MeteredPlatform
 from serverless.platform import Platform, PlatformError
 from tests.waiting import until
@@ -220,6 +223,14 @@ async def test_each_job_is_in_exactly_one_minute_s_line_and_a_minute_without_any
     async with minute_lines(seconds=60):
         pass
     assert not caplog.records
+
+
+async def test_lag_of_a_blocked_loop_is_measured() -> None:
+    measuring = asyncio.create_task(figures.measure_lag(0.01))
+    await until(lambda: () in meters.LOOP_LAG_SECONDS.values)
+    time.sleep(0.1)  # noqa: ASYNC251 - this is what it measures
+    await until(lambda: meters.LOOP_LAG_SECONDS.values[()].sum >= 0.08)
+    await cancel(measuring)
 
 
 def test_only_the_jobs_of_the_last_two_minutes_are_kept() -> None:
