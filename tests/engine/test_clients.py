@@ -9,17 +9,21 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from scripts.worker_process import REPOSITORY
+from embedded.environment import engine_environment
+from scripts.worker_process import REPOSITORY, Worker, running_http_worker
 from tests.engine.conftest import Api
+from tests.waiting import START_SECONDS
 
 pytestmark = pytest.mark.anyio
 
 DEPLOYED = "https://api.runpod.ai/v2"
+LOAD_BALANCED = "https://<ENDPOINT_ID>.api.runpod.ai"
 SECONDS = 120
 
 
@@ -43,7 +47,26 @@ def snippets() -> list[Snippet]:
 
 @pytest.mark.parametrize("snippet", snippets(), ids=lambda snippet: f"{snippet.title}, {snippet.language}")
 async def test_snippet(snippet: Snippet, api: Api, tmp_path: Path) -> None:
-    code = snippet.code.replace(DEPLOYED, f"{api.url}/v2").replace("<ENDPOINT_ID>", "local")
+    code = snippet.code.replace(LOAD_BALANCED, api.url).replace(DEPLOYED, f"{api.url}/v2")
+    await check(snippet, code.replace("<ENDPOINT_ID>", "local"), tmp_path, runpod=f"{api.url}/v2")
+
+
+@pytest.fixture(scope="module")
+async def http_worker() -> AsyncIterator[Worker]:
+    async with running_http_worker(engine_environment({"API_KEY": "local-key"}), start_seconds=START_SECONDS) as worker:
+        yield worker
+
+
+SPOKEN = [each for each in snippets() if "/openai" in each.code and each.language != "javascript"]
+
+
+@pytest.mark.parametrize("snippet", SPOKEN, ids=lambda snippet: f"{snippet.title}, {snippet.language}")
+async def test_snippet_over_plain_http(snippet: Snippet, http_worker: Worker, tmp_path: Path) -> None:
+    code = snippet.code.replace(f"{DEPLOYED}/<ENDPOINT_ID>/openai", http_worker.http_url)
+    await check(snippet, code, tmp_path)
+
+
+async def check(snippet: Snippet, code: str, tmp_path: Path, *, runpod: str = "") -> None:
     match snippet.language:
         case "python":
             command = python(code)
@@ -53,7 +76,7 @@ async def test_snippet(snippet: Snippet, api: Api, tmp_path: Path) -> None:
             command = javascript(code, tmp_path)
         case other:
             pytest.fail(f"nothing here runs {other}")
-    answer = await run(command, api, tmp_path)
+    answer = await run(command, tmp_path, runpod)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip()
     assert "error" not in answer.stdout.lower()
@@ -84,12 +107,12 @@ def javascript(code: str, folder: Path) -> list[str]:
     return ["node", "snippet.mjs"]
 
 
-async def run(command: list[str], api: Api, folder: Path) -> subprocess.CompletedProcess[str]:
+async def run(command: list[str], folder: Path, runpod: str) -> subprocess.CompletedProcess[str]:
     environment = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
-        "RUNPOD_API_KEY": "local",
-        "RUNPOD_ENDPOINT_BASE_URL": f"{api.url}/v2",
+        "RUNPOD_API_KEY": "local-key",
+        "RUNPOD_ENDPOINT_BASE_URL": runpod,
         "NO_PROXY": "127.0.0.1",
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # else it asks GitHub for prices
     }
