@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -137,3 +138,37 @@ def test_image_holds_no_tests_no_history_and_no_secret(docker: Docker) -> None:
     assert not {".git", ".env", "tests", "embedded", ".venv"} & set(files)
     history = docker.answer("history", "--no-trunc", docker.image).stdout
     assert "HF_TOKEN=" not in history.replace("HF_TOKEN=$(cat", "")
+
+
+def test_plain_http_tells_the_load_balancer_of_each_step(docker: Docker) -> None:
+    """204 while the engine starts, 200 once it is warm, 204 while it is started again, 200, gone."""
+    script = json.dumps({"ready_after": 3})
+    options = ("-e", "MODE=http", "-e", "RUNPOD_ENDPOINT_ID=local", "-e", f"SCRIPTED_ENGINE={script}")
+    container = docker.answer("run", "--detach", "-p", "127.0.0.1::80", *options, docker.image).stdout.strip()
+    try:
+        [published] = docker.inspect(container, ".NetworkSettings.Ports")["80/tcp"]
+        url = f"http://127.0.0.1:{published['HostPort']}"
+        assert steps_until(f"{url}/ping", 200) == [204, 200]
+        assert ask(f"{url}/v1/chat/completions", CHAT).json()["echo"]["messages"] == CHAT["messages"]
+        assert ask(f"{url}/flush_cache", {}).status_code == 403
+        docker.answer("exec", container, "python3", "-c", KILL_ENGINE)
+        assert steps_until(f"{url}/ping", 204)[-1] == 204
+        assert steps_until(f"{url}/ping", 200) == [204, 200]
+        docker.answer("stop", "--time", "30", container)
+        assert docker.inspect(container, ".State.ExitCode") == 0
+    finally:
+        docker.answer("rm", "--force", container)
+
+
+def steps_until(url: str, status: int) -> list[int]:
+    """The statuses that a health check saw up to this one, each once in a row. Docker's proxy may refuse at first."""
+    seen: list[int] = []
+    deadline = time.monotonic() + 60
+    while not seen or seen[-1] != status:
+        assert time.monotonic() < deadline, seen
+        with suppress(httpx.TransportError):
+            now = httpx.get(url, timeout=5, trust_env=False).status_code
+            if not seen or seen[-1] != now:
+                seen.append(now)
+        time.sleep(0.05)
+    return seen
