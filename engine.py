@@ -7,6 +7,7 @@ sglang_engine: `process` and `supervisor` for a worker, `foreground` for `python
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shlex
 import sys
@@ -20,6 +21,7 @@ from common.settings import TRUE, ConfigurationError
 from common.variables import VARIABLES, WAVERLESS_VARIABLES, read_variables
 from sglang_engine import foreground, gpus, hub, options, start_time
 from sglang_engine.contradictions import contradictions
+from sglang_engine.early_start import EarlyStart, start_early
 from sglang_engine.gpus import Machine
 from sglang_engine.hub import HubModel
 from sglang_engine.launch import Launch, Setting
@@ -174,6 +176,22 @@ def configure_here(environ: Mapping[str, str], image: Mapping[str, str]) -> Laun
     Raises ConfigurationError as `configure` does.
     """
     return configure(environ, image, gpus.look(environ) if _preset_name(environ, image) == AUTO else None)
+
+
+def launch_early(argv: list[str], environ: Mapping[str, str]) -> EarlyStart | None:
+    """Start the engine of a deployed worker, before its program is imported; else None.
+
+    None too if anything about the settings or the command line is unusual: what comes later says so.
+    """
+    is_deployed = any(environ.get(f"{platform}_WEBHOOK_GET_JOB") for platform in ("RUNPOD", "WAVERLESS"))
+    if argv or not is_deployed or environ.get("MODE", "").strip() or Path("test_input.json").exists():
+        return None
+    if importlib.util.find_spec("sglang") is None:
+        return None
+    try:
+        return start_early(configure_here(environ, read_image_file()), environ)
+    except ConfigurationError:
+        return None
 
 
 def configure(environ: Mapping[str, str], image: Mapping[str, str], machine: Machine | None = None) -> Launch:

@@ -19,11 +19,13 @@ if __name__ == "__main__":
 from dotenv import load_dotenv
 
 from common.early_health import EarlyHealth
+from engine import launch_early
 from gateway.http_server.early import answer_early
 
 if __name__ == "__main__":
     load_dotenv(Path.cwd() / ".env")  # variables that are already set win
     early = answer_early(sys.argv[1:], os.environ)  # for the same second or two
+    early_engine = launch_early(sys.argv[1:], os.environ)  # which imports meanwhile
 
 import logging
 from collections.abc import AsyncGenerator
@@ -54,6 +56,7 @@ from gateway.response import ErrorEvent, LastEvents, Output
 from gateway.settings import GatewaySettings
 from serverless import Job, JobHandler, WorkerSettings
 from sglang_engine.capacity import Capacity
+from sglang_engine.early_start import EarlyStart
 from sglang_engine.launch import Launch
 from sglang_engine.process import Engine
 from sglang_engine.settings import EngineSettings
@@ -101,6 +104,7 @@ async def service(
     *,
     can_stream: bool,
     concurrency: Concurrency,
+    early_engine: EarlyStart | None,
 ) -> AsyncGenerator[serverless.Service, None]:
     """Start the engine and wait until it is warm; give a service that answers jobs with it; stop it at the end.
 
@@ -112,7 +116,7 @@ async def service(
     async with (
         HelperProcess() as helper,
         client,
-        Supervisor(Engine(launch, mask), engine_settings) as supervisor,
+        Supervisor(Engine(launch, mask, early_engine), engine_settings) as supervisor,
         Capacity.of(client, supervisor, concurrency) as capacity,
         Telling.of(client, supervisor, has_metrics=launch.has_metrics),
     ):
@@ -213,7 +217,7 @@ def refuse(invocation: serverless.Invocation, error: ConfigurationError, early: 
     )
 
 
-def main(early: EarlyHealth | None = None) -> NoReturn:
+def main(early: EarlyHealth | None = None, early_engine: EarlyStart | None = None) -> NoReturn:
     """The program: serve GLM-4.7-Flash in the mode that the command line and the environment ask for."""
     invocation = serverless.read_invocation(sys.argv[1:])
     serves_http = invocation.arguments.serve_http
@@ -226,6 +230,8 @@ def main(early: EarlyHealth | None = None) -> NoReturn:
         settings, worker_settings = GatewaySettings.from_environ(os.environ), WorkerSettings.from_environ(os.environ)
         engine_settings = EngineSettings.from_environ(os.environ)
     except ConfigurationError as error:
+        if early_engine is not None:
+            early_engine.give_up()
         refuse(invocation, error, early)
     for warning in launch.warnings:
         log.warning("%s", warning)
@@ -249,6 +255,7 @@ def main(early: EarlyHealth | None = None) -> NoReturn:
             invocation.mask,
             can_stream=can_stream,
             concurrency=concurrency,
+            early_engine=early_engine,
         ),
         worker_settings,
         concurrency=None if concurrency.is_auto else concurrency.most,
@@ -258,4 +265,4 @@ def main(early: EarlyHealth | None = None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(early)
+    main(early, early_engine)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Self
 
-GUARD = Path(__file__).with_name("guard.py")
+from sglang_engine.early_start import GUARD
+from sglang_engine.posix import wait_for_exit
+
 # Python without site-packages starts in 20 ms; a machine that takes longer than this has other problems.
 GUARD_START_SECONDS = 30.0
 
@@ -18,7 +20,7 @@ GUARD_START_SECONDS = 30.0
 class GuardedProcess:
     """A running command. `start` makes one."""
 
-    def __init__(self, guard: asyncio.subprocess.Process, line: _Line, pid: int) -> None:
+    def __init__(self, guard: asyncio.subprocess.Process | _EarlyGuard, line: _Line, pid: int) -> None:
         self.pid = pid
         """The command's own process, which leads a session and a process group."""
         self._guard = guard
@@ -41,10 +43,23 @@ class GuardedProcess:
                     env=environ,
                     start_new_session=True,
                 )
+        except BaseException:
+            ours.close()  # ends the guard, if there is one
+            raise
+        return await cls._of(guard, ours)
+
+    @classmethod
+    async def adopt(cls, guard: subprocess.Popen[bytes], ours: socket.socket) -> Self:
+        """Take over a command that was started before there was an event loop (`early_start`). Raises as `start`."""
+        return await cls._of(_EarlyGuard(guard), ours)
+
+    @classmethod
+    async def _of(cls, guard: asyncio.subprocess.Process | _EarlyGuard, ours: socket.socket) -> Self:
+        try:
             ours.setblocking(False)
             _, line = await asyncio.get_running_loop().create_connection(_Line, sock=ours)
         except BaseException:
-            ours.close()  # ends the guard, if there is one
+            ours.close()
             raise
         try:
             async with asyncio.timeout(GUARD_START_SECONDS):
@@ -77,6 +92,24 @@ class GuardedProcess:
     async def wait_for_all(self) -> None:
         """Return once all of them are gone, some time after `kill` or after the command's own end."""
         await self._guard.wait()
+
+
+class _EarlyGuard:
+    """A guard that was started without asyncio."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        self._process.terminate()
+
+    async def wait(self) -> None:
+        await wait_for_exit(self._process.pid)
+        self._process.wait()
 
 
 class _Line(asyncio.Protocol):

@@ -12,6 +12,8 @@ from sglang_engine import hub, kernel_caches
 from sglang_engine.hub import DownloadWatch, HubModel
 from sglang_engine.options import masked, secrets_of, values_of, with_value
 
+MODULE = "sglang.launch_server"
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -96,7 +98,7 @@ class Launch:
 
     def command(self) -> list[str]:
         """The engine's command line, for this Python."""
-        return [sys.executable, "-m", "sglang.launch_server", *self.arguments]
+        return [sys.executable, "-m", MODULE, *self.arguments]
 
     def shown_command(self) -> str:
         """The command line for the log, with secrets masked."""

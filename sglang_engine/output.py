@@ -20,7 +20,9 @@ _READ_BYTES = 64 * 1024
 class Output:
     """What the engine writes: put into the log with secrets masked (`engine_lines`); the last lines are kept."""
 
-    def __init__(self, mask: Mask, reader: asyncio.StreamReader, transport: asyncio.ReadTransport, write: int) -> None:
+    def __init__(
+        self, mask: Mask, reader: asyncio.StreamReader, transport: asyncio.ReadTransport, write: int | None
+    ) -> None:
         self._mask = mask
         self._transport = transport
         self._write_end = write
@@ -32,6 +34,11 @@ class Output:
     async def open(cls, mask: Mask) -> Output:
         """Make the pipe, and start copying."""
         read_end, write_end = os.pipe()
+        return await cls.of(mask, read_end, write_end)
+
+    @classmethod
+    async def of(cls, mask: Mask, read_end: int, write_end: int | None = None) -> Output:
+        """Start copying from a pipe that is there."""
         reader = asyncio.StreamReader()
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
@@ -41,6 +48,7 @@ class Output:
     @contextmanager
     def writable(self) -> Iterator[int]:
         """The descriptor for the child to write to; closed on this side at the end."""
+        assert self._write_end is not None  # noqa: S101 - made by `open`
         try:
             yield self._write_end
         finally:

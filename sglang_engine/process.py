@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import logging
 import os
-import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ import httpx
 from common.descriptors import lacks_descriptors
 from common.masking import Mask
 from common.tasks import cancel
+from sglang_engine.early_start import EarlyStart, is_listening
 from sglang_engine.errors import EngineError
 from sglang_engine.failure_causes import Diagnosis, diagnose
 from sglang_engine.guarded import GuardedProcess
@@ -65,10 +65,12 @@ class Engine:
     ends too. Its output goes to this process's standard error, with secrets masked.
     """
 
-    def __init__(self, launch: Launch, mask: Mask) -> None:
+    def __init__(self, launch: Launch, mask: Mask, early: EarlyStart | None = None) -> None:
+        """early: its process, if it has been started already. One that was started otherwise is ended."""
         self.launch = launch
         self._started = launch  # with the models that were on disk when it was started
         self._mask = mask
+        self._early = early
         self._process: GuardedProcess | None = None
         self._output: Output | None = None
         self._vital: dict[int, str] = {}
@@ -89,7 +91,10 @@ class Engine:
                 check="installation",
                 is_lasting=True,
             )
-        if _is_listening(self.launch):
+        if (early := self._take_early()) is not None:
+            await self._adopt(early)
+            return
+        if is_listening(self.launch):
             raise EngineError(
                 f"port {self.launch.port} is in use by another process; set PORT to a free one "
                 "(ENGINE_PORT behind the HTTP server)",
@@ -97,8 +102,7 @@ class Engine:
             )
         self._started = launch = self.launch.with_models_on_disk(os.environ)
         log.info("starting the engine: %s", launch.shown_command())
-        if launch.is_offline:
-            log.info("the model is on disk: the engine starts offline")
+        self._say_if_offline()
         try:
             self._output = await Output.open(self._mask)
             with self._output.writable() as descriptor:
@@ -107,6 +111,34 @@ class Engine:
                 )
         except OSError as error:
             raise EngineError(f"the engine's process cannot be started: {error.strerror or error}") from error
+
+    def _take_early(self) -> EarlyStart | None:
+        early, self._early = self._early, None
+        if early is not None and early.launch != self.launch:
+            early.give_up()
+            return None
+        return early
+
+    async def _adopt(self, early: EarlyStart) -> None:
+        """Take over the process that has been started already, and let it go on. Raises EngineError."""
+        self._started = early.started
+        log.info(
+            "the engine was started %.1f s ago, and goes on now: %s",
+            time.monotonic() - early.began,
+            early.started.shown_command(),
+        )
+        self._say_if_offline()
+        try:
+            self._output = await Output.of(self._mask, early.output)
+            self._process = await GuardedProcess.adopt(early.guard, early.line)
+        except OSError as error:
+            raise EngineError(f"the engine's process cannot be started: {error.strerror or error}") from error
+        finally:
+            early.go_on()
+
+    def _say_if_offline(self) -> None:
+        if self._started.is_offline:
+            log.info("the model is on disk: the engine starts offline")
 
     async def wait_until_ready(self, timeout_seconds: float) -> None:
         """Return as soon as the engine is warm.
@@ -236,10 +268,3 @@ class Engine:
                     said = time.monotonic()
                     log.info("waiting for the engine, %.0f s so far: %s", said - began, seen)
                 await asyncio.sleep(POLL_SECONDS)
-
-
-def _is_listening(launch: Launch) -> bool:
-    url = httpx.URL(launch.base_url)
-    with suppress(OSError), socket.create_connection((url.host, launch.port), timeout=1.0):
-        return True
-    return False
