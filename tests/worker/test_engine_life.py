@@ -163,7 +163,7 @@ async def test_broken_supervision_gives_the_engine_up_with_the_reason(
     secret = KeyError("a-secret")
     async with Supervisor(engine, EngineSettings.from_environ({})) as supervisor:
         async with supervisor.exchange(Ticket()) as exchange:
-            monkeypatch.setattr(engine, "explain", failing(secret))
+            monkeypatch.setattr(engine, "diagnose", failing(secret))
             if moment == "while it runs":
                 supervisor._supervising.cancel()  # type: ignore[union-attr]
             else:
