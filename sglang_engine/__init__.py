@@ -7,7 +7,8 @@
 - `process`: one life of the child process; `output`: what it writes; `supervisor`: its restarts; `failure_causes`: why
   it ended.
 - `capacity`: how many jobs it can take at once, from its `loads` by way of an `estimate`.
-- `early_start` and `prelude`: its first process, started before the worker's own imports.
+- `early_start` and `prelude`: its first process, started before the worker's own imports. `start_phases`: where a
+  start went.
 - `transport`: the connections to it. `foreground`: SGLang in place of this process, without a worker.
 - `guarded` and `guard`: a process whose descendants end with it. `posix`: other processes, and how to see them end.
 """

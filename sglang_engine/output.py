@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from common.logs import form_in_use
@@ -28,6 +28,8 @@ class Output:
         self._write_end = write
         self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
         self._lines = EngineLines(form_in_use())
+        self.on_text: Callable[[str], None] = lambda _: None
+        """Called with whole lines of what the engine writes."""
         self._copying = asyncio.create_task(self._copy(reader))
 
     @classmethod
@@ -73,6 +75,7 @@ class Output:
 
     def _pass_on(self, text: str) -> None:
         self._tail.extend(text.splitlines())
+        self.on_text(text)
         _write(self._lines.of(text))
 
 

@@ -13,6 +13,7 @@ from http import HTTPStatus
 
 import httpx
 
+from common import meters
 from common.descriptors import lacks_descriptors
 from common.masking import Mask
 from common.tasks import cancel
@@ -20,9 +21,11 @@ from sglang_engine.early_start import EarlyStart, is_listening
 from sglang_engine.errors import EngineError
 from sglang_engine.failure_causes import Diagnosis, diagnose
 from sglang_engine.guarded import GuardedProcess
+from sglang_engine.hub import DownloadWatch
 from sglang_engine.launch import Launch
 from sglang_engine.output import Output
 from sglang_engine.posix import group_members, name_of, wait_for_exit
+from sglang_engine.start_phases import StartPhases, process_began_at, text_of
 
 log = logging.getLogger("worker.engine")
 
@@ -70,6 +73,9 @@ class Engine:
         self.launch = launch
         self._started = launch  # with the models that were on disk when it was started
         self._mask = mask
+        self.start_phases: dict[str, float] = {}
+        """Where the last start went, in seconds (`start_phases`)."""
+        self._phases: StartPhases | None = None
         self._early = early
         self._process: GuardedProcess | None = None
         self._output: Output | None = None
@@ -105,6 +111,7 @@ class Engine:
         self._say_if_offline()
         try:
             self._output = await Output.open(self._mask)
+            self._watch_start(self._output, time.monotonic())
             with self._output.writable() as descriptor:
                 self._process = await GuardedProcess.start(
                     launch.command(), environ=launch.child_environ(os.environ), output=descriptor
@@ -130,6 +137,7 @@ class Engine:
         self._say_if_offline()
         try:
             self._output = await Output.of(self._mask, early.output)
+            self._watch_start(self._output, early.began)
             self._process = await GuardedProcess.adopt(early.guard, early.line)
         except OSError as error:
             raise EngineError(f"the engine's process cannot be started: {error.strerror or error}") from error
@@ -140,6 +148,12 @@ class Engine:
         if self._started.is_offline:
             log.info("the model is on disk: the engine starts offline")
 
+    def _watch_start(self, output: Output, launched_at: float) -> None:
+        is_first = not self.start_phases
+        phases = StartPhases(launched_at, worker_began_at=process_began_at() if is_first else None)
+        output.on_text = lambda text: phases.see(text, time.monotonic())
+        self._phases = phases
+
     async def wait_until_ready(self, timeout_seconds: float) -> None:
         """Return as soon as the engine is warm.
 
@@ -149,7 +163,7 @@ class Engine:
         exited = asyncio.create_task(self._running.wait())
         probing = asyncio.create_task(self._probe_until_warm(began))
         watch = self._started.download_watch(os.environ)
-        telling = asyncio.create_task(watch.tell(log.info)) if watch is not None else None
+        telling = asyncio.create_task(self._tell(watch)) if watch is not None else None
         try:
             await asyncio.wait({exited, probing}, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED)
             if exited.done():
@@ -165,6 +179,20 @@ class Engine:
             await cancel(exited, probing, telling)
         self._vital = self._vital_processes()
         log.info("the engine is ready after %.1f s", time.monotonic() - began)
+        self._tell_phases()
+
+    async def _tell(self, watch: DownloadWatch) -> None:
+        await watch.tell(log.info)
+        if self._phases is not None:
+            self._phases.downloaded(time.monotonic())
+
+    def _tell_phases(self) -> None:
+        if self._phases is not None and self._output is not None:
+            self._output.on_text = lambda _: None
+            self.start_phases = self._phases.until(time.monotonic())
+            for phase, seconds in self.start_phases.items():
+                meters.START_PHASE_SECONDS.set(seconds, phase)
+            log.info("the start went to: %s", text_of(self.start_phases))
 
     async def wait_for_end(self) -> Ending:
         """Return as soon as the engine has ended, or one of the vital processes that it had when it became ready."""

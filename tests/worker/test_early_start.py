@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -32,9 +33,14 @@ def early_engines(worker: Worker) -> list[int]:
     return [pid for pid in guarded if any(word.endswith("prelude.py") for word in command_line(pid))]
 
 
+SAYS = "Load weight begin. avail mem=1 GB\nLoad weight end. elapsed=0.3 s\n"
+
+
 async def test_engine_is_launched_before_the_sdk_is_imported_and_answers_jobs() -> None:
-    async with running_platform() as platform, running_worker(platform) as worker:
+    script = {"says": SAYS, "ready_after": 0.5}
+    async with running_platform() as platform, running_worker(platform, engine=script) as worker:
         log = worker.log
+        assert re.search(r"the start went to: worker \d+\.\d s, imports \d+\.\d s, warm-up \d+\.\d s", log)
         assert "the engine was started" in log
         assert log.count("goes on now") == 1
         assert worker.engine_pid() is not None
