@@ -50,6 +50,7 @@ from gateway.http_server.app import App
 from gateway.http_server.bodies import Bodies
 from gateway.http_server.server import serve, serve_failure
 from gateway.http_server.settings import HttpSettings
+from gateway.http_server.turns import Turns
 from gateway.intake import Intake, path_asked_for
 from gateway.request import build_request
 from gateway.response import ErrorEvent, LastEvents, Output
@@ -170,6 +171,7 @@ async def serve_http(
     settings: GatewaySettings,
     engine_settings: EngineSettings,
     http_settings: HttpSettings,
+    concurrency: Concurrency,
     mask: Mask,
     early: EarlyHealth | None,
 ) -> int:
@@ -193,6 +195,13 @@ async def serve_http(
             Bodies(helper, settings.limits),
             Access(launch.api_key),
             mask,
+            turns=Turns(
+                concurrency.most
+                if concurrency.most and not concurrency.is_auto
+                else Capacity(client, supervisor, most=concurrency.most),
+                most_waiting=engine_settings.max_waiting_jobs,
+                timeout_seconds=settings.request_timeout_seconds,
+            ),
             health_paths=http_settings.health_paths,
             allowed_routes=settings.allowed_routes,
             request_timeout_seconds=settings.request_timeout_seconds,
@@ -242,7 +251,16 @@ def main(early: EarlyHealth | None = None, early_engine: EarlyStart | None = Non
         log.warning("%s", warning)
     _check_ports(invocation, launch)
     if http_settings is not None:
-        serving = partial(serve_http, launch, settings, engine_settings, http_settings, invocation.mask, early)
+        serving = partial(
+            serve_http,
+            launch,
+            settings,
+            engine_settings,
+            http_settings,
+            worker_settings.max_concurrency,
+            invocation.mask,
+            early,
+        )
         serverless.run_server(serving, worker_settings)
     can_stream, concurrency = invocation.platform.takes_streams, worker_settings.max_concurrency
     serverless.run(

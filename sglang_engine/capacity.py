@@ -42,8 +42,10 @@ SETTLED_SECONDS = 0.1
 
 # SGLang's figures are zeros until its first batch: how long a warm engine is asked again for others.
 FIRST_FIGURES_SECONDS = 2.0
-# How long the figures may be missing, or impossible, until the engine is no longer asked.
-DOUBT_SECONDS = 30.0
+# How long the figures may be missing or stand still, and how long they may be impossible, until the engine is no longer
+# asked. A server that reads long prompts answers late, and then again.
+SILENCE_SECONDS = 30.0
+DOUBT_SECONDS = 10.0
 # An engine that has sent something in this time is at work.
 AT_WORK_SECONDS = 5.0
 # Answers that asking again will not change: the route is not there, or closed.
@@ -59,14 +61,14 @@ RATE_SECONDS = 1.0
 class Reading:
     """What decides whether SGLang's figures are believed.
 
-    written_at: seconds since the epoch. is_at_work: whether the engine has just sent something. has_old_requests:
-    whether some of ours were certainly there when the figures were written. runs_nothing: whether they say so.
+    written_at: seconds since the epoch. is_at_work: whether the engine has just sent something. is_idle: whether they
+    say that nothing runs and nothing waits although some of our requests must be there, or that nothing runs and more
+    waits than we have sent.
     """
 
     written_at: float
     is_at_work: bool
-    has_old_requests: bool
-    runs_nothing: bool
+    is_idle: bool
 
 
 class Capacity:
@@ -96,6 +98,11 @@ class Capacity:
         """How many jobs may wait inside SGLang, so that its batch does not run dry while new ones are on their way."""
         return 0 if self.limit is Limit.FALLBACK else self._estimate.reserve
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether the number is what the engine can take, and not only what it is filled with to begin with."""
+        return self.limit is Limit.FALLBACK or self._estimate.is_settled
+
     async def wait_until_above(self, jobs: int) -> None:
         """Return once more than this many jobs may be in flight."""
         while self.at_once <= jobs:
@@ -111,11 +118,17 @@ class Capacity:
             yield None
             return
         capacity = cls(client, supervisor, most=concurrency.most)
-        await capacity._ask_new_engine()
-        keeping = asyncio.create_task(capacity._keep(), name="asking the engine for its load")
-        keeping.add_done_callback(capacity._keeping_ended)
-        try:
+        async with capacity.kept():
             yield capacity
+
+    @asynccontextmanager
+    async def kept(self) -> AsyncGenerator[None, None]:
+        """The same for one that exists: ask the warm engine, and again whenever it has requests."""
+        await self._ask_new_engine()
+        keeping = asyncio.create_task(self._keep(), name="asking the engine for its load")
+        keeping.add_done_callback(self._keeping_ended)
+        try:
+            yield
         finally:
             await cancel(keeping)
 
@@ -184,12 +197,15 @@ class Capacity:
         self.ranks = ranks
         supervisor, now = self._supervisor, time.monotonic()
         written_at = min((rank.written_at for rank in ranks if rank.written_at is not None), default=time.time())
-        age_seconds = time.time() - written_at
+        age_seconds, waiting = time.time() - written_at, sum(rank.waiting for rank in ranks)
         reading = Reading(
             written_at,
             is_at_work=now - supervisor.last_progress < AT_WORK_SECONDS,
-            has_old_requests=supervisor.begun_before(now - age_seconds - AT_WORK_SECONDS) > 0,
-            runs_nothing=not any(rank.running for rank in ranks),
+            is_idle=not any(rank.running for rank in ranks)
+            and (
+                waiting > supervisor.in_flight
+                or (not waiting and supervisor.begun_before(now - age_seconds - AT_WORK_SECONDS) > 0)
+            ),
         )
         self._doubt.weighs(reading, now)
         in_flight = InFlight(
@@ -265,19 +281,19 @@ class Doubt:
         self._written_at: float | None = None
         self._moved_at = 0.0
 
-    def rises(self, reason: str, now: float) -> None:
-        """Note a reading that cannot be used or believed."""
+    def rises(self, reason: str, now: float, *, after_seconds: float = SILENCE_SECONDS) -> None:
+        """Note a reading that cannot be used or believed; it is certain once there were no others for so long."""
         self.reason = reason
         self._since = now if self._since is None else self._since
-        self.is_certain |= now - self._since >= DOUBT_SECONDS
+        self.is_certain |= now - self._since >= after_seconds
 
     def weighs(self, reading: Reading, now: float) -> None:
         """Judge a reading that can be used."""
         if reading.written_at != self._written_at or not reading.is_at_work:
             self._written_at, self._moved_at = reading.written_at, now
-        if now - self._moved_at >= DOUBT_SECONDS:
-            self.reason, self.is_certain = f"its figures have not changed for {DOUBT_SECONDS:g} s of work", True
-        elif reading.is_at_work and reading.has_old_requests and reading.runs_nothing:
-            self.rises("it says that nothing runs, and yet requests are answered", now)
+        if now - self._moved_at >= SILENCE_SECONDS:
+            self.reason, self.is_certain = f"its figures have not changed for {SILENCE_SECONDS:g} s of work", True
+        elif reading.is_at_work and reading.is_idle:
+            self.rises("it says that nothing runs, and yet requests are answered", now, after_seconds=DOUBT_SECONDS)
         else:
             self._since = None

@@ -26,9 +26,11 @@ FULL = 0.95
 FORGET = 0.2
 
 # The reserve covers the jobs that end while the next are on their way from the platform: about this long, a round trip
-# of a poll with the pauses around it. A sixteenth of what runs, and one job, are the least.
+# of a poll with the pauses around it. A sixteenth of what runs, and two jobs, are the least: jobs that began together
+# end together, and with one in reserve it takes many rounds until they no longer do.
 REFILL_SECONDS = 0.15
 RESERVED_SHARE = 1 / 16
+LEAST_RESERVE = 2
 
 # Requests that have been under way for this long are in SGLang's figures: it has read and tokenised them.
 SETTLED_SECONDS = 0.1
@@ -95,8 +97,13 @@ class Estimate:
         most = max(first, 2 * held, 1.0)
         self.is_growing = jobs > most
         runs = max(math.floor(min(jobs, most)), 1)
-        self.reserve = min(runs, max(math.ceil(runs * RESERVED_SHARE), math.ceil(ended_a_second * REFILL_SECONDS)))
+        self.reserve = min(runs, reserve_for(runs, ended_a_second=ended_a_second))
         self.jobs = runs + self.reserve
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether the number is known, and neither growing nor based on what a job is thought to take of the cache."""
+        return not self.is_growing and (self.job_tokens is not None or self.limit is Limit.SLOTS)
 
     def _learn(self, used_tokens: float, held: float) -> None:
         seen = max(used_tokens, 1.0) / held
@@ -110,3 +117,8 @@ class Estimate:
         slots = rank.slots / of_a_job
         tokens = rank.tokens * FULL / (self.job_tokens or FIRST_JOB_TOKENS)
         return (slots, Limit.SLOTS) if slots <= tokens else (tokens, Limit.TOKENS)
+
+
+def reserve_for(runs: int, *, ended_a_second: float = 0.0) -> int:
+    """How many jobs to hold in reserve for an engine that runs so many."""
+    return max(math.ceil(runs * RESERVED_SHARE), math.ceil(ended_a_second * REFILL_SECONDS), LEAST_RESERVE)

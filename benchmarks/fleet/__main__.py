@@ -2,7 +2,7 @@
 
 Prints who answered what, how long jobs waited for a worker and for their first token, and what is paid. The load is
 `burst:96` (jobs at once), `steady:2:60` (two a second for a minute), or a CSV file with the columns `seconds` and, if
-you like, `tokens`. Needs no GPU and no network.
+you like, `tokens`. Needs no GPU.
 """
 
 from __future__ import annotations
@@ -30,6 +30,12 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=2.0, help="that an answer of --tokens takes: %(default)s")
     parser.add_argument("--streams", type=int, default=8, help="that an engine runs at once: %(default)s")
     parser.add_argument("--kv-tokens", type=int, help="that its KV cache holds; default: more than enough")
+    parser.add_argument(
+        "--engine",
+        choices=("paced", "tiny"),
+        default="paced",
+        help="tiny: the real SGLang with the tiny GLM, on the CPU",
+    )
     parser.add_argument("--rule", default="count:32", help="delay:SECONDS or count:JOBS, RunPod's two: %(default)s")
     parser.add_argument("--least", type=int, default=1, help="workers, ready at the beginning: %(default)s")
     parser.add_argument("--most", type=int, default=3, help="workers: %(default)s")
@@ -59,10 +65,11 @@ def main() -> int:
 
 
 async def _run(endpoint: Endpoint, traffic: list[Arrival], arguments: argparse.Namespace) -> dict[str, Outcome]:
+    engine = f"{arguments.tokens} tokens in {arguments.seconds:g} s" if arguments.engine == "paced" else "the tiny GLM"
     print(
-        f"{os.cpu_count()} cores; {len(traffic)} jobs; engines of {arguments.streams} streams, {arguments.tokens} "
-        f"tokens in {arguments.seconds:g} s; {endpoint.least} to {endpoint.most} workers by {endpoint.rule}, "
-        f"started in {endpoint.cold_start_seconds:g} s\n",
+        f"{os.cpu_count()} cores; {len(traffic)} jobs; engines of {arguments.streams} streams, {engine}; "
+        f"{endpoint.least} to {endpoint.most} workers by {endpoint.rule}, started in "
+        f"{endpoint.cold_start_seconds:g} s\n",
         flush=True,
     )
     outcomes = {}
@@ -73,7 +80,7 @@ async def _run(endpoint: Endpoint, traffic: list[Arrival], arguments: argparse.N
         outcome = await run_fleet(
             endpoint,
             traffic,
-            interval=arguments.seconds / arguments.tokens,
+            interval=arguments.seconds / arguments.tokens if arguments.engine == "paced" else None,
             environment=environment,
             round_trip=arguments.round_trip,
         )

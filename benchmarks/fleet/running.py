@@ -15,6 +15,7 @@ from benchmarks.fleet.outcome import Answered, Outcome, WorkerLife
 from benchmarks.fleet.scaling import Endpoint, State
 from benchmarks.fleet.traffic import Arrival
 from common.tasks import cancel
+from embedded.environment import engine_environment
 from local_runpod import Job, JobState, worker_environment
 from scripts.worker_process import REPOSITORY, Platform, Worker, running_platform, start_worker
 
@@ -22,7 +23,7 @@ TICK_SECONDS = 0.1
 # Processes that are started before the run, to wait for their cold start to be over: it is then as long as asked for,
 # however busy this machine is.
 SPARES = 8
-START_SECONDS = 120.0
+START_SECONDS = 400.0  # of a real SGLang, on a busy machine
 ANSWER_SECONDS = 600.0  # how long nothing may be answered, until the run is given up
 PACED_ENGINE = f"{REPOSITORY / 'benchmarks' / 'paced_engine'}:{REPOSITORY}"
 
@@ -51,9 +52,12 @@ class Fleet:
     """The workers of one endpoint, as many as its rule says."""
 
     def __init__(
-        self, platform: Platform, endpoint: Endpoint, *, interval: float, environment: Mapping[str, str]
+        self, platform: Platform, endpoint: Endpoint, *, interval: float | None, environment: Mapping[str, str]
     ) -> None:
-        """interval: seconds between two tokens of a stream. environment: of every worker."""
+        """interval: seconds between two tokens of a paced engine's stream; None: the engines are real, on the CPU.
+
+        environment: of every worker.
+        """
         self._platform = platform
         self._endpoint = endpoint
         self._interval = interval
@@ -78,7 +82,9 @@ class Fleet:
                 await asyncio.gather(*(process.stop() for process in everyone))
 
     async def _run(self, traffic: Sequence[Arrival]) -> Outcome:
-        self._spares = [await self._spawn() for _ in range(min(self._endpoint.most, SPARES))]
+        # A real engine has its own cold start.
+        spares = 0 if self._interval is None else min(self._endpoint.most, SPARES)
+        self._spares = [await self._spawn() for _ in range(spares)]
         for _ in range(self._endpoint.least):
             await self._start(cold_start_seconds=0.0)
         async with asyncio.timeout(START_SECONDS):
@@ -123,7 +129,10 @@ class Fleet:
         self._spawned += 1
         warm = self._folder / f"worker-{self._spawned}"
         variables = worker_environment(self._platform.base_url, worker_id=warm.name)
-        variables |= {"PYTHONPATH": PACED_ENGINE, "PACED_ENGINE_READY_WHEN": str(warm)}
+        if self._interval is None:
+            variables = engine_environment(variables | {"PYTHONPATH": str(REPOSITORY)})
+        else:
+            variables |= {"PYTHONPATH": PACED_ENGINE, "PACED_ENGINE_READY_WHEN": str(warm)}
         return await start_worker(None, variables | dict(self._environment)), warm
 
     def _are_spares_there(self) -> bool:
@@ -181,7 +190,7 @@ class Fleet:
                 "messages": [{"role": "user", "content": "Hello"}],
                 "stream": True,
                 "max_tokens": arrival.tokens,
-                "interval": self._interval,
+                **({"ignore_eos": True} if self._interval is None else {"interval": self._interval}),
             }
             watches.append(asyncio.create_task(self._watch(self._platform.queue.submit(body), arrival)))
         try:
@@ -211,7 +220,7 @@ async def run_fleet(
     endpoint: Endpoint,
     traffic: Sequence[Arrival],
     *,
-    interval: float,
+    interval: float | None,
     environment: Mapping[str, str],
     round_trip: float = 0.03,
 ) -> Outcome:

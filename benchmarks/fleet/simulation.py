@@ -19,6 +19,7 @@ from benchmarks.fleet.engine_model import EngineModel
 from benchmarks.fleet.outcome import Answered, Outcome, WorkerLife
 from benchmarks.fleet.scaling import Endpoint, State
 from benchmarks.fleet.traffic import Arrival
+from sglang_engine.estimate import reserve_for
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Worker:
 
     engine: EngineModel
     slots: int
-    reserve: int = 1
+    reserve: int = 2
     round_trip: float = 0.03
 
     @classmethod
     def taking(cls, engine: EngineModel, slots: int, round_trip: float = 0.03) -> Worker:
-        """One that takes what `sglang_engine.estimate` would: a reserve of a sixteenth, and one at least."""
-        return cls(engine, slots, max(-(-slots // 16), 1), round_trip)
+        """One that holds in reserve what a worker does."""
+        return cls(engine, slots, min(slots, reserve_for(slots)), round_trip)
 
 
 @dataclass(eq=False)

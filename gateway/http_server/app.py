@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -26,6 +26,7 @@ from gateway.errors import make_presentable
 from gateway.http_server.access import Access
 from gateway.http_server.bodies import Bodies, ClientLeftError, Reader, Receive, UnsupportedBodyError
 from gateway.http_server.refusals import Headers, MethodNotAllowedError, refusal, refuse
+from gateway.http_server.turns import Turns
 from gateway.request import METHODS, UpstreamRequest
 from gateway.routes import checked_query, requested_path
 from sglang_engine.supervisor import State, Supervisor
@@ -116,6 +117,7 @@ class App:
         access: Access,
         mask: Mask,
         *,
+        turns: Turns,
         health_paths: frozenset[str],
         allowed_routes: frozenset[str],
         request_timeout_seconds: float,
@@ -130,6 +132,7 @@ class App:
         self._bodies = bodies
         self._access = access
         self._mask = mask
+        self.turns = turns
         self._allowed_routes = allowed_routes
         self._request_timeout_seconds = request_timeout_seconds
         self._visits: set[_Visit] = set()
@@ -285,7 +288,10 @@ class App:
         watching = asyncio.create_task(_watch(visit, receive), name="watching for a client that hangs up")
         try:
             label = f"request {visit.record.job_id}"
-            async with aclosing(self._upstream.pass_on(request, self._mask, label=label)) as parts:
+            async with (
+                self.turns.turn() if request.method == "POST" else nullcontext(),
+                aclosing(self._upstream.pass_on(request, self._mask, label=label)) as parts,
+            ):
                 async for part in parts:
                     if isinstance(part, Head):
                         head = part

@@ -133,7 +133,7 @@ def _health_alone(app: App, paths: frozenset[str]) -> Route:
 
 async def _serve(app: App, supervisor: Supervisor, settings: HttpSettings, stop: Stop, report: Report) -> int:
     try:
-        async with supervisor:
+        async with supervisor, app.turns.counted():
             stop.gracefully = True
             log.info("the engine is warm: requests are answered")
             return await _until_end(app, supervisor, settings, stop)

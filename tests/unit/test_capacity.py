@@ -8,7 +8,7 @@ import pytest
 
 from common.settings import Concurrency
 from common.variables import read_variables
-from sglang_engine.capacity import DOUBT_SECONDS, Doubt, Reading
+from sglang_engine.capacity import DOUBT_SECONDS, SILENCE_SECONDS, Doubt, Reading
 from sglang_engine.estimate import FIRST_JOB_TOKENS, Estimate, InFlight, Limit
 from sglang_engine.loads import RankLoad
 
@@ -33,7 +33,7 @@ def test_idle_engine_is_filled_at_once() -> None:
 
 
 def test_ranks_count_together() -> None:
-    assert read(Estimate(), [rank(slots=8), rank(slots=8)], 0) == 16 + 1
+    assert read(Estimate(), [rank(slots=8), rank(slots=8)], 0) == 16 + 2
 
 
 def test_cache_decides_where_it_is_what_binds() -> None:
@@ -60,23 +60,23 @@ def test_tiny_jobs_fill_the_engine_within_a_few_readings() -> None:
 
 def test_full_queue_keeps_what_runs_and_the_reserve() -> None:
     estimate = Estimate()
-    assert read(estimate, [rank(8, 1)], 9) == 9
+    assert read(estimate, [rank(8, 2)], 10) == 10
     assert estimate.limit is Limit.WAITING
-    assert read(estimate, [rank(5, 4)], 9) == 9, "of two readings the larger counts"
-    assert read(estimate, [rank(5, 4)], 9) == 5 + 1
+    assert read(estimate, [rank(5, 5)], 10) == 10, "of two readings the larger counts"
+    assert read(estimate, [rank(5, 5)], 10) == 5 + 2
 
 
 def test_job_that_ends_leaves_its_place_to_the_next_however_old_the_figures_are() -> None:
     estimate = Estimate()
-    read(estimate, [rank(8, 1)], 9)
-    estimate.read([rank(8, 1)], InFlight(9, 7), ended_a_second=0)  # two came after the figures had been written
-    assert estimate.jobs == 9
+    read(estimate, [rank(8, 2)], 10)
+    estimate.read([rank(8, 2)], InFlight(10, 8), ended_a_second=0)  # two came after the figures had been written
+    assert estimate.jobs == 10
 
 
 def test_requests_in_a_prefill_are_neither_running_nor_waiting_and_still_count() -> None:
     estimate = Estimate()
     for _ in range(2):
-        assert read(estimate, [rank(2, 3)], 9) == 6 + 1
+        assert read(estimate, [rank(2, 3)], 9) == 6 + 2
 
 
 def test_more_is_held_in_reserve_where_jobs_end_quickly() -> None:
@@ -87,34 +87,34 @@ def test_more_is_held_in_reserve_where_jobs_end_quickly() -> None:
 
 def test_job_of_several_requests_takes_several_slots() -> None:
     estimate = Estimate()
-    assert read(estimate, [rank(6, slots=8)], 2) == 2 + 1  # three each
-    assert read(estimate, [rank(8, 4, slots=8)], 4) == 2 + 1
+    assert read(estimate, [rank(6, slots=8)], 2) == 2 + 2  # three each
+    assert read(estimate, [rank(8, 4, slots=8)], 4) == 2 + 2
 
 
 def test_rank_with_room_is_filled_while_another_has_requests_waiting() -> None:
-    assert read(Estimate(), [rank(8, 2), rank(3)], 13) == 16 + 1
+    assert read(Estimate(), [rank(8, 2), rank(3)], 13) == 16 + 2
 
 
 def test_number_is_one_at_least() -> None:
     assert read(Estimate(), [rank(0, 50)], 0) == 2
 
 
-READING = Reading(written_at=5.0, is_at_work=True, has_old_requests=True, runs_nothing=False)
+READING = Reading(written_at=5.0, is_at_work=True, is_idle=False)
 
 
 def test_figures_that_stand_still_while_work_is_done_are_not_believed() -> None:
     doubt = Doubt()
-    for second in range(int(DOUBT_SECONDS)):
+    for second in range(int(SILENCE_SECONDS)):
         doubt.weighs(READING, float(second))
         assert not doubt.is_certain
-    doubt.weighs(READING, DOUBT_SECONDS)
+    doubt.weighs(READING, SILENCE_SECONDS)
     assert (doubt.is_certain, doubt.reason) == (True, "its figures have not changed for 30 s of work")
 
 
 def test_figures_may_stand_still_while_no_work_is_done() -> None:
     doubt = Doubt()
-    for second in range(3 * int(DOUBT_SECONDS)):
-        doubt.weighs(Reading(5.0, is_at_work=False, has_old_requests=True, runs_nothing=True), float(second))
+    for second in range(3 * int(SILENCE_SECONDS)):
+        doubt.weighs(Reading(5.0, is_at_work=False, is_idle=True), float(second))
     assert not doubt.is_certain
 
 
@@ -122,17 +122,17 @@ def test_engine_that_answers_and_says_that_nothing_runs_is_not_believed() -> Non
     doubt = Doubt()
     for second in range(int(DOUBT_SECONDS) + 1):
         assert not doubt.is_certain
-        doubt.weighs(Reading(float(second), is_at_work=True, has_old_requests=True, runs_nothing=True), float(second))
+        doubt.weighs(Reading(float(second), is_at_work=True, is_idle=True), float(second))
     assert (doubt.is_certain, doubt.reason) == (True, "it says that nothing runs, and yet requests are answered")
 
 
 def test_one_plausible_reading_ends_the_doubt() -> None:
     doubt = Doubt()
     doubt.rises("no answer", 0.0)
-    doubt.weighs(READING, DOUBT_SECONDS - 1)
-    doubt.rises("no answer", DOUBT_SECONDS)
+    doubt.weighs(READING, SILENCE_SECONDS - 1)
+    doubt.rises("no answer", SILENCE_SECONDS)
     assert not doubt.is_certain
-    doubt.rises("no answer", 2 * DOUBT_SECONDS)
+    doubt.rises("no answer", 2 * SILENCE_SECONDS)
     assert doubt.is_certain
 
 

@@ -1,0 +1,45 @@
+"""Plain HTTP on a full engine: as many requests wait as it runs, and the rest are told to come back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import httpx
+import pytest
+
+from scripts.worker_process import running_http_worker
+from tests.waiting import until
+
+pytestmark = pytest.mark.anyio
+
+
+async def statuses(url: str, count: int, **script: object) -> list[httpx.Response]:
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits, trust_env=False) as client:
+        body = {"messages": [{"role": "user", "content": "Hello"}], "script": script}
+        return await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(count)))
+
+
+@pytest.mark.parametrize(
+    ("environment", "most"),
+    [({"MAX_RUNNING_REQUESTS": "4"}, 4 + 2), ({"MAX_CONCURRENCY": "3"}, 3), ({"MAX_CONCURRENCY": "auto:2"}, 2)],
+)
+async def test_as_many_again_wait_and_the_rest_get_503_with_retry_after(environment: dict[str, str], most: int) -> None:
+    async with running_http_worker(environment) as worker:
+        await until(lambda: "requests are answered" in worker.log)
+        answers = await statuses(worker.http_url, 30, pause=2)
+        seen = await worker.ask_engine()
+        assert Counter(answer.status_code for answer in answers) == {200: 2 * most, 503: 30 - 2 * most}
+        assert seen["most_at_once"] == most
+        refused = next(answer for answer in answers if answer.status_code == 503)
+        assert int(refused.headers["retry-after"]) > 0
+        assert refused.json()["error"]["message"].startswith("the engine is full: ")
+        [answer] = await statuses(worker.http_url, 1)
+        assert answer.status_code == 200
+
+
+async def test_nobody_is_refused_before_it_is_known_what_fits() -> None:
+    async with running_http_worker({"MAX_TOTAL_TOKENS": "8000"}) as worker:
+        answers = await statuses(worker.http_url, 50, pause=1, tokens=100)
+        assert {answer.status_code for answer in answers} == {200}
