@@ -93,6 +93,10 @@ class Estimate:
             share = sum(rank.running for rank in ranks if rank.waiting) / running if running else 1.0
             others = sum(room for rank, (room, _) in zip(ranks, rooms, strict=True) if not rank.waiting)
             jobs, self.limit = held * share + others, Limit.WAITING
+        elif max(rank.used for rank in ranks) < FULL:
+            jobs = max(
+                jobs, min(held, sum(rank.slots for rank in ranks) / of_a_job)
+            )  # what runs has room, whatever size the jobs were thought to have
         first = sum(min(rank.slots, rank.tokens / FIRST_JOB_TOKENS) for rank in ranks) / of_a_job
         most = max(first, 2 * held, 1.0)
         self.is_growing = jobs > most

@@ -76,12 +76,12 @@ async def test_turn_of_one_that_leaves_at_that_very_moment_goes_to_the_next() ->
     guests = Guests(turns)
     async with turns.counted():
         await guests.come(1)
-        first, second = asyncio.create_task(turns._wait()), None
+        first = asyncio.create_task(turns._wait())
         await turns_of_the_loop()
         guests._leave[1].set()
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        first.cancel()
+        while turns.waiting:
+            await asyncio.sleep(0)
+        first.cancel()  # it has its turn, and has not noticed yet
         await asyncio.gather(first, return_exceptions=True)
         second = asyncio.create_task(turns._wait())
         await turns_of_the_loop()

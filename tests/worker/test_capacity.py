@@ -84,8 +84,8 @@ async def test_worker_falls_back_to_a_guess_where_the_engine_says_nothing_usable
 
 async def test_engine_that_lies_is_found_out(platform: Platform) -> None:
     lie = {"num_running_reqs": 0, "num_waiting_reqs": 50}
-    async with running_worker(platform, engine={"loads_while_busy": lie}) as worker:
-        jobs = submit(platform, 100, pause=0.3)
+    async with running_worker(platform, engine={"loads": lie}) as worker:
+        jobs = submit(platform, 150, pause=0.3)
         for job in jobs:
             assert (await job.finished(60)).state is JobState.COMPLETED
         assert "it says that nothing runs, and yet requests are answered): taking up to 300 jobs at once" in worker.log

@@ -14,7 +14,6 @@ other (the last one counts for all that follow; each start adds a line to the fi
     scheduler: true for a child that calls itself as SGLang's scheduler does
     answers: a JSON object from paths to what a request there is answered, whatever it says
     loads: an object whose fields replace those of /v1/loads (null removes one); or a status to answer there instead
-    loads_while_busy: the same, but only while it has a request
 
 It runs `--max-running-requests` requests at once, as long as `--max-total-tokens` has room for the `tokens` of each
 (default 100); others wait for their turn, and it says so on /v1/loads, as SGLang does.
@@ -234,7 +233,7 @@ async def send_loads(writer: asyncio.StreamWriter) -> None:
         "max_running_requests": SLOTS,
         "token_usage": round(used / TOKENS, 4),
     }
-    other = START.get("loads", START.get("loads_while_busy") if at_once else None) or {}
+    other = START.get("loads", {})
     if isinstance(other, int):
         return await send(writer, other, "application/json", b"{}")
     load = {name: value for name, value in (load | other).items() if value is not None}
