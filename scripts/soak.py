@@ -1,7 +1,7 @@
 """The soak: the worker between a bad platform and an engine that crashes every minute, and what became of each job.
 
-The worker is the real one, in its own process with RunPod's SDK, and nobody reads its log; platform and engine are this
-repository's stand-ins, told to misbehave. Halfway through, the platform is down for five minutes.
+The worker is the real one, in its own process with RunPod's SDK, and its log is read once a minute; platform and engine
+are this repository's stand-ins, told to misbehave. Halfway through, the platform is down for five minutes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from local_runpod import Job, JobState, RawJson
-from scripts.worker_process import Platform, Worker, running_platform, running_worker
+from scripts.soak_ledger import Ledger, RareReader, compare, jobs_on_the_page, outcomes_of
+from scripts.worker_process import Platform, Worker, free_port, running_platform, running_worker
 from sglang_engine.posix import is_alive
 
 AT_ONCE = 40  # jobs in flight at any time
@@ -79,12 +80,20 @@ def main() -> int:
 
 async def soak(seconds: float) -> int:
     """One run. Returns the exit code."""
-    environment = {"ENGINE_MAX_RESTARTS": "1000000", "ENGINE_RESTART_WINDOW_SECONDS": "30"}
+    metrics_port = free_port()
+    environment = {
+        "ENGINE_MAX_RESTARTS": "1000000",
+        "ENGINE_RESTART_WINDOW_SECONDS": "30",
+        "METRICS_PORT": str(metrics_port),
+    }
     warm_up, counts = Counts(), Counts()
-    unread, log = os.pipe()  # nobody reads the worker's log
+    reader = RareReader()
     engine = {"child": True, "scheduler": True}
     async with running_platform() as platform:
-        async with running_worker(platform, environment, engine=engine, stdout=log, stderr=log) as worker:
+        ledger = Ledger(platform.queue)
+        async with running_worker(
+            platform, environment, engine=engine, stdout=reader.write_end, stderr=reader.write_end
+        ) as worker:
             warming, soaking, away = (each / 60 for each in (WARM_UP_SECONDS, seconds, OUTAGE_SECONDS))
             print(f"warming up for {warming:g} minutes, soaking for {soaking:g}, an outage of {away:g} in between")
             sys.stdout.flush()
@@ -95,16 +104,18 @@ async def soak(seconds: float) -> int:
             await disturbed_load(platform, worker, counts, seconds + OUTAGE_SECONDS)
             await outage
             after = Resources.of(worker)
+            metrics = await jobs_on_the_page(metrics_port)
             processes = [*worker.children(), *worker.engine_pids()]
+            reader.hurry()
             worker.process.terminate()
             exit_code = await worker.exit_code(EXIT_SECONDS)
-        os.close(log)
-        os.close(unread)
+        lines = await reader.lines()
         left = sum(map(is_alive, processes))
         counts.late += warm_up.late
         counts.ends.update(end_of(job) for job in counts.late)
         counts.ends.update({end: warm_up.ends[end] for end in FAULTS})
-    return report(counts, before, after, left, exit_code)
+    exit_code = report(counts, before, after, left, exit_code)
+    return compare(ledger, outcomes_of(lines), metrics) or exit_code
 
 
 async def disturbed_load(platform: Platform, worker: Worker, counts: Counts, seconds: float) -> None:

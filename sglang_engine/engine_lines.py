@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+from common import meters
 from common.logs import LogForm, line_of
 
 # SGLang's defaults by field, each as Python writes it; scripts/update-options makes this from SGLang's own class.
@@ -27,6 +28,8 @@ _LEVEL = re.compile(r"(DEBUG|INFO|WARNING|ERROR|CRITICAL):\s+")
 _ERROR = re.compile(r"Traceback \(most recent call last\)|hit an exception|^\w[\w.]*(?:Error|Exception)\b")
 _WARNING = re.compile(r"\w*Warning: ")
 _ARGUMENTS = "server_args={"
+_TIMINGS = "Engine startup timings (s): "
+_PHASE = re.compile(r"(\w+)=(\d+(?:\.\d+)?)")
 
 _NOISE = (
     # The worker uses no images' decoder; the next line, indented, quotes the source.
@@ -85,6 +88,8 @@ class EngineLines:
             self._level, message = stated[1], message[stated.end() :]
         else:
             self._level = "ERROR" if _ERROR.search(message) else "WARNING" if _WARNING.search(message) else "INFO"
+        if message.startswith(_TIMINGS):
+            note_phases(message)
         if message.startswith(_ARGUMENTS):
             message = differing_arguments(message)
         return f"{began_at[1]}: {message}" if began_at and began_at[1] else message
@@ -111,6 +116,16 @@ class EngineLines:
 
     def _line(self, message: str, level: str) -> str:
         return f"{line_of(self._form, message, level=level, source='engine')}\n"
+
+
+def note_phases(message: str) -> None:
+    """Count the phases of a start, which SGLang lists at its end: `load_weight=0.03, cuda_graph={decode=1.0}, …`."""
+    before, _, rest = message[len(_TIMINGS) :].partition("cuda_graph={")
+    inner, _, after = rest.partition("}")
+    for name, seconds in _PHASE.findall(before + after):
+        meters.START_PHASE_SECONDS.set(float(seconds), name.removesuffix("_e2e"))
+    graphs = sum(float(seconds) for _, seconds in _PHASE.findall(inner))
+    meters.START_PHASE_SECONDS.set(graphs, "cuda_graphs")
 
 
 _LINE = re.compile(r"([^\r\n]*)(\r\n|\r|\n|\Z)")

@@ -178,6 +178,7 @@ class Engine:
         finally:
             await cancel(exited, probing, telling)
         self._vital = self._vital_processes()
+        meters.START_PHASE_SECONDS.set(time.monotonic() - began, "ready")
         log.info("the engine is ready after %.1f s", time.monotonic() - began)
         self._tell_phases()
 

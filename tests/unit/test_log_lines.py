@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import logs
+from common import logs, meters
 from common.logs import JsonLines, LogForm, line_of, mask_for
 from common.masking import Mask
 from serverless.environment import PlatformName
@@ -190,6 +190,22 @@ def test_arguments_are_cut_to_what_differs_from_sglang_s_defaults() -> None:
     )
     assert differing_arguments(dump) == f"what differs from SGLang's defaults: server_args={kept}"
     assert len(differing_arguments("server_args={'bs': [" + "1, " * 5000 + "1]}")) < 200
+
+
+def test_phases_of_a_start_are_counted_from_sglang_s_own_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(meters.START_PHASE_SECONDS, "values", {})
+    graphs = "{prefill=0.50, decode=2.25, target_verify=0.00}"
+    said(
+        "[2026-11-25 03:38:10] Engine startup timings (s): load_weight=31.03, kv_cache_allocation=0.40, "
+        f"scheduler_e2e=41.98, cuda_graph={graphs}, tokenizer_e2e=14.35\n"
+    )
+    assert {labels[0]: seconds for labels, seconds in meters.START_PHASE_SECONDS.values.items()} == {
+        "load_weight": 31.03,
+        "kv_cache_allocation": 0.4,
+        "scheduler": 41.98,
+        "tokenizer": 14.35,
+        "cuda_graphs": 2.75,
+    }
 
 
 def test_progress_bar_is_shown_now_and_then_and_at_its_end() -> None:
