@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
+import signal
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +24,7 @@ from tests.waiting import until
 pytestmark = pytest.mark.anyio
 
 MODEL = "glm-4.7-flash"
-ENGINE = {"answers": {"/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model"}]}}}
+ENGINE: dict[str, Any] = {"answers": {"/v1/models": {"object": "list", "data": [{"id": MODEL, "object": "model"}]}}}
 CALL = {"index": 0, "id": "call_1", "function": {"name": "get_weather", "arguments": '{"city": "Seoul"}'}}
 OTHER_CALL = {"index": 1, "id": "call_2", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}}
 ENDLESS = {"events": 100_000, "pause": 0.01}
@@ -570,6 +572,42 @@ async def test_page_has_a_favicon(chat: Chat) -> None:
     href = await chat.page.locator("link[rel=icon]").get_attribute("href")
     icon = await chat.page.request.get(f"{chat.page.url}{str(href).lstrip('/')}")
     assert (icon.status, icon.headers["content-type"]) == (200, "image/svg+xml")
+
+
+async def test_figures_of_the_last_minute_are_live(chat: Chat) -> None:
+    await chat.ask("Hello", chunks({"content": "Hi"}))
+    figures = chat.page.get_by_role("region", name="The last minute")
+    completed = figures.locator("dt", has_text="Jobs completed").locator("xpath=following-sibling::dd[1]")
+    await expect(completed).to_have_text(re.compile(r"[1-9]\d*"))
+    before = int(await completed.inner_text())
+    await chat.ask("Hello again")
+    await expect(completed).not_to_have_text(str(before))
+    await expect(figures).to_contain_text(re.compile(r"First token, median\s*\d+\.\d\d s"))
+
+
+async def test_question_waits_while_the_engine_is_restarted(browser: Browser, tmp_path: Path) -> None:
+    port, ready = free_port(), tmp_path / "ready"
+    flags = ("--rp_serve_api", "--rp_api_port", str(port))
+    starts = [ENGINE, ENGINE | {"ready_when": str(ready)}]
+    worker = await start_worker(None, arguments=flags, engine=starts)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        await until_api_is_ready(url, worker)
+        async with visiting(browser, url) as page:
+            chat = Chat(page)
+            await chat.listen()
+            await expect(page.locator("#state")).to_have_text("Ready")
+            pid = worker.engine_pid()
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await until(lambda: len(worker.engine_starts()) == 2, 30)
+            await chat.write("Hello")
+            again = re.compile(r"The engine died; loading the model again.*, \d+ s")
+            await expect(chat.answers.locator(".waiting")).to_have_text(again)
+            ready.touch()
+            await expect(chat.answers.locator(".content")).to_have_text("Fine.")
+    finally:
+        await worker.stop()
 
 
 async def test_page_waits_for_a_worker_that_is_away(api: Api, browser: Browser) -> None:
