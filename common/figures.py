@@ -134,12 +134,16 @@ async def figures_now() -> dict[str, Any]:
 
 
 def engine_status() -> dict[str, Any]:
-    """How the engine is: its state, since when, how many jobs this worker takes at once and has; None if not known."""
+    """How the engine is; None where it is not known.
+
+    state, and since when; phase: what its start is at; capacity, and what limits it; jobs in flight and waiting.
+    """
     since = meters.ENGINE_SINCE.values.get(())
     capacity = meters.CAPACITY.values.get(())
     return {
         "state": meters.only_label(meters.ENGINE_STATE),
         "since": None if since is None else datetime.fromtimestamp(since, UTC).isoformat(timespec="seconds"),
+        "phase": meters.only_label(meters.ENGINE_PHASE),
         "capacity": None if capacity is None else round(capacity),
         "limit": meters.only_label(meters.CAPACITY_LIMIT),
         "in_flight": round(meters.IN_FLIGHT.values[()]),

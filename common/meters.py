@@ -114,6 +114,10 @@ PLATFORM_CALLS = Counter(
 PLATFORM_RETRIES = Counter("worker_platform_retries", "Outputs and results that were sent once more.", ("kind",))
 ENGINE_STATE = Gauge("worker_engine_state", "1 for the state that the engine is in, 0 for the others.", ("state",))
 ENGINE_SINCE = Gauge("worker_engine_state_since_timestamp_seconds", "Since when it is in that state.")
+# Only for `/health` and the page: it lasts seconds, which no scraper sees.
+ENGINE_PHASE = Gauge(
+    "worker_engine_start_phase", "1 for the phase that the engine's start is in, 0 for the others.", ("phase",)
+)
 ENGINE_RESTARTS = Counter("worker_engine_restarts", "Restarts of the engine, by what ended it.", ("cause",))
 START_PHASE_SECONDS = Gauge("worker_start_phase_seconds", "How long each phase of the last start took.", ("phase",))
 LOOP_LAG_SECONDS = Histogram(

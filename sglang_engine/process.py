@@ -25,7 +25,7 @@ from sglang_engine.hub import DownloadWatch
 from sglang_engine.launch import Launch
 from sglang_engine.output import Output
 from sglang_engine.posix import group_members, name_of, wait_for_exit
-from sglang_engine.start_phases import StartPhases, process_began_at, text_of
+from sglang_engine.start_phases import PHASES, StartPhases, process_began_at, text_of
 
 log = logging.getLogger("worker.engine")
 
@@ -151,7 +151,13 @@ class Engine:
     def _watch_start(self, output: Output, launched_at: float) -> None:
         is_first = not self.start_phases
         phases = StartPhases(launched_at, worker_began_at=process_began_at() if is_first else None)
-        output.on_text = lambda text: phases.see(text, time.monotonic())
+
+        def see(text: str) -> None:
+            phases.see(text, time.monotonic())
+            meters.set_one(meters.ENGINE_PHASE, phases.current, PHASES)
+
+        output.on_text = see
+        see("")
         self._phases = phases
 
     async def wait_until_ready(self, timeout_seconds: float) -> None:
@@ -183,6 +189,8 @@ class Engine:
         self._tell_phases()
 
     async def _tell(self, watch: DownloadWatch) -> None:
+        if self._phases is not None:
+            self._phases.downloads()
         await watch.tell(log.info)
         if self._phases is not None:
             self._phases.downloaded(time.monotonic())
@@ -190,6 +198,7 @@ class Engine:
     def _tell_phases(self) -> None:
         if self._phases is not None and self._output is not None:
             self._output.on_text = lambda _: None
+            meters.set_one(meters.ENGINE_PHASE, "", PHASES)
             self.start_phases = self._phases.until(time.monotonic())
             for phase, seconds in self.start_phases.items():
                 meters.START_PHASE_SECONDS.set(seconds, phase)

@@ -34,6 +34,15 @@ class StartPhases:
         self._first_at: float | None = None
         self._last_at = launched_at
         self._downloaded_at: float | None = None
+        self._downloads = False
+
+    @property
+    def current(self) -> str:
+        """The phase that it is in."""
+        if self._began:
+            phase = next(iter(self._began))
+            return "download" if phase == "weights" and self._downloads else phase
+        return "imports" if self._first_at is None else "warm-up"
 
     def see(self, text: str, now: float) -> None:
         """Take what the engine has just written; every scheduler writes its own lines, which count once."""
@@ -46,8 +55,13 @@ class StartPhases:
                 self._spent[phase] += now - self._began.pop(phase)
                 self._last_at = now
 
+    def downloads(self) -> None:
+        """The model is not complete on disk."""
+        self._downloads = True
+
     def downloaded(self, now: float) -> None:
         """The model is complete on disk, and was not at the start."""
+        self._downloads = False
         self._downloaded_at = now
 
     def until(self, ready_at: float) -> dict[str, float]:

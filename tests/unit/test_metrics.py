@@ -252,6 +252,7 @@ def test_engine_s_status_is_what_the_meters_say() -> None:
     assert engine_status() == {
         "state": "ready",
         "since": "1970-01-01T00:00:00+00:00",
+        "phase": None,
         "capacity": 300,
         "limit": "fixed",
         "in_flight": 0,

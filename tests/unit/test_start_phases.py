@@ -51,3 +51,22 @@ def test_own_start_is_in_the_past() -> None:
     began = process_began_at()
     assert began is not None
     assert 0 < time.monotonic() - began < 3600
+
+
+def test_start_says_which_phase_it_is_in() -> None:
+    start, seen = StartPhases(2.0), ["imports"]
+    assert start.current == "imports"
+    for now, line in LINES:
+        start.see(line, now)
+        seen += [start.current] if start.current != seen[-1] else []
+    assert seen == ["imports", "weights", "warm-up", "CUDA graphs", "warm-up", "CUDA graphs", "warm-up"]
+
+
+def test_model_that_is_not_on_disk_is_downloaded_before_it_is_read() -> None:
+    start = StartPhases(2.0)
+    start.downloads()
+    assert start.current == "imports"
+    start.see(LINES[0][1], 12.0)
+    assert start.current == "download"
+    start.downloaded(500.0)
+    assert start.current == "weights"

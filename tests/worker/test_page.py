@@ -134,18 +134,23 @@ async def test_loading_is_told_and_a_question_waits_visibly_once_and_can_be_stop
 ) -> None:
     port, ready = free_port(), tmp_path / "ready"
     flags = ("--rp_serve_api", "--rp_api_port", str(port))
-    worker = await start_worker(None, arguments=flags, engine=ENGINE | {"ready_when": str(ready)})
+    worker = await start_worker(
+        None, arguments=flags, engine=ENGINE | {"ready_when": str(ready), "says": "Load weight begin\n"}
+    )
     url = f"http://127.0.0.1:{port}"
     try:
         await until(lambda: "a page to try it" in worker.log, 30)
         async with visiting(browser, url) as page:
             chat = Chat(page)
             await chat.listen()
-            await expect(page.locator("#state")).to_have_text(re.compile(r"Loading the model.*, [1-9]\d* s"))
+            # The engine has begun to load its weights, but this model is not on the disk.
+            await expect(page.locator("#state")).to_have_text(re.compile(r"Loading the model: download, [1-9]\d* s"))
             await expect(page.locator("#welcome")).to_contain_text("answered as soon as it is ready")
             await chat.write("first")
             await chat.write("second")
-            await expect(chat.answers.locator(".waiting")).to_have_text(re.compile(r"Loading the model.*, \d+ s"))
+            await expect(chat.answers.locator(".waiting")).to_have_text(
+                re.compile(r"Loading the model: weights, \d+ s")
+            )
             await expect(chat.questions).to_have_count(1)
             await expect(page.locator("#prompt")).to_have_value("second")
             await page.click("#stop")
