@@ -149,7 +149,7 @@ async def test_loading_is_told_and_a_question_waits_visibly_once_and_can_be_stop
             await chat.write("first")
             await chat.write("second")
             await expect(chat.answers.locator(".waiting")).to_have_text(
-                re.compile(r"Loading the model: weights, \d+ s")
+                re.compile(r"Loading the model: download, \d+ s")
             )
             await expect(chat.questions).to_have_count(1)
             await expect(page.locator("#prompt")).to_have_value("second")
