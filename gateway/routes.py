@@ -38,7 +38,7 @@ OPEN_ROUTES = frozenset(
 # arguments, or make it work for nobody.
 _ADMINISTRATION = re.compile(
     r"/(?:abort_request|add_external_corpus|begin_weight_update|clear_hicache_storage_backend|close_session"
-    r"|configure_logging|continue_generation|destroy_weights_update_group|dump_expert_distribution_record"
+    r"|configure_logging|continue_generation|destroy_weights_update_group|dump_expert_distribution_record|dumper"
     r"|end_weight_update|flush_cache|freeze_gc|get_hicache_l3_cache_layout|get_internal_state|get_load|get_loads"
     r"|get_remote_instance_transfer_engine_info|get_server_info|get_weights_by_name|health_generate|hicache"
     r"|init_weights_send_group_for_remote_instance|init_weights_update_group|list_external_corpora"

@@ -1,0 +1,41 @@
+"""Every route that SGLang serves is known: passed on, refused as administration, or left out on purpose."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import NoSuchRouteError, RouteNotAllowedError
+from gateway.routes import requested_path
+
+# Inference in the form of other servers (Ollama's, SageMaker's, Vertex AI's), and their greeting: over plain HTTP they do
+# not exist.
+LEFT_OUT = {"/", "/api/chat", "/api/generate", "/api/tags", "/api/show", "/invocations", "/vertex_generate"}
+
+
+def served() -> list[str]:
+    spec = importlib.util.find_spec("sglang")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    source = Path(spec.submodule_search_locations[0], "srt", "entrypoints", "http_server.py").read_text()
+    found = re.findall(
+        r"@app\.(?:get|post|put|delete|api_route)\(\s*(?:os\.environ\.get\([^,]*,\s*)?\"(/[^\"]*)\"", source
+    )
+    assert len(found) > 70
+    return sorted({re.sub(r"\{\w+(:path)?\}", "x", path) for path in found})
+
+
+@pytest.mark.parametrize("path", served())
+def test_route_is_known(path: str) -> None:
+    if path.startswith("/v1/"):
+        assert requested_path(path) == path
+    elif path in LEFT_OUT:
+        with pytest.raises(NoSuchRouteError):
+            requested_path(path)
+    else:
+        with suppress(RouteNotAllowedError):  # a new one that administers the engine belongs among these
+            assert requested_path(path) == path
