@@ -12,7 +12,7 @@ import pytest
 from gateway.errors import NoSuchRouteError, RouteNotAllowedError
 from gateway.routes import requested_path
 
-# Inference in the form of other servers (Ollama's, SageMaker's, Vertex AI's), and their greeting: over plain HTTP they do
+# Inference in the form of other servers (Ollama's, SageMaker's, Vertex AI's), a greeting: over plain HTTP they do
 # not exist.
 LEFT_OUT = {"/", "/api/chat", "/api/generate", "/api/tags", "/api/show", "/invocations", "/vertex_generate"}
 
