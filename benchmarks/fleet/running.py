@@ -136,7 +136,7 @@ class Fleet:
         return await start_worker(None, variables | dict(self._environment)), warm
 
     def _are_spares_there(self) -> bool:
-        return all("starting the engine" in process.log for process, _ in self._spares)
+        return all("sglang.launch_server" in process.log for process, _ in self._spares)
 
     async def _scale(self) -> None:
         """Follow the endpoint's rule; does not return. Raises FleetError if a worker ends by itself."""
