@@ -5,8 +5,8 @@ Workers take jobs, post outputs and ping (`/job-take`, `/job-stream`, `/job-done
 `/purge-queue`, `/health`, `/openai/…`, as on api.runpod.ai).
 
 - `jobs` is the queue and the life of a job; it knows nothing about HTTP.
-- `worker_side`, `client_side` and `openai_side` are its HTTP routes, `pages` the page to try it and Swagger's; `app` is
-  all of them.
+- `worker_side`, `client_side`, `openai_side` and `realtime_side` are its HTTP routes, `pages` the page to try it and
+  Swagger's; `app` is all of them.
 - `access` says who may call, `bodies` reads what they send, `refusals` reports errors in the form of the API called.
 - `webhooks` posts finished jobs to their clients' addresses.
 - `observed` is what a worker tells of itself: metrics, figures, the state of its engine.

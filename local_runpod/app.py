@@ -20,6 +20,7 @@ from local_runpod.jobs import JobQueue, QueueClosedError, QueueFullError
 from local_runpod.observed import Observed, observed_side
 from local_runpod.openai_side import openai_side
 from local_runpod.pages import add_pages
+from local_runpod.realtime_side import realtime_side
 from local_runpod.refusals import refusal
 from local_runpod.webhooks import Webhooks
 from local_runpod.worker_side import worker_side
@@ -83,6 +84,7 @@ def create_app(
     app.include_router(
         openai_side(queue, under="/v1", leads_to="/v1"), dependencies=[Depends(admit)], include_in_schema=False
     )
+    app.include_router(realtime_side(queue), prefix="/{endpoint_id}", dependencies=[Depends(admit)])
     app.include_router(health_side(health or partial(health_of_workers, queue)))
     add_pages(app, admit, introduction)
     return app

@@ -198,8 +198,15 @@ class JobQueue:
         self._draining_because: str | None = None
         self._closed = False
 
-    def submit(self, job_input: Any, *, size_bytes: int = 0, retention_seconds: float = RETENTION_SECONDS) -> Job:
-        """Queue a job with this input. retention_seconds: one of the two constants above.
+    def submit(
+        self,
+        job_input: Any,
+        *,
+        size_bytes: int = 0,
+        retention_seconds: float = RETENTION_SECONDS,
+        job_id: str | None = None,
+    ) -> Job:
+        """Queue a job with this input. retention_seconds: one of the two constants above. job_id: one that is free.
 
         Raises QueueFullError, and QueueClosedError while the queue drains.
         """
@@ -208,7 +215,12 @@ class JobQueue:
         if self._unfinished >= self.limits.unfinished_jobs:
             raise QueueFullError(f"{self._unfinished} jobs are waiting or running; try again later")
         self._make_room(size_bytes)
-        job = Job(id=str(uuid.uuid4()), input=job_input, retention_seconds=retention_seconds, _input_bytes=size_bytes)
+        job = Job(
+            id=job_id or str(uuid.uuid4()),
+            input=job_input,
+            retention_seconds=retention_seconds,
+            _input_bytes=size_bytes,
+        )
         self.bytes += size_bytes
         self.jobs[job.id] = job
         self._unfinished += 1

@@ -85,11 +85,11 @@ async def _answer(queue: JobQueue, request: Request, route: str, asked: dict[str
     text = bodies.as_text(job_input)
     job = queue.submit(text, size_bytes=len(text))
     try:
-        if not await _unless_caller_leaves(request, job.streamed(1)):
+        if not await unless_caller_leaves(request, job.streamed(1)):
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         if job.stream and isinstance(job.stream[0], str) and job.stream[0].startswith(("data:", "event:", ":")):
             return _EventStream(queue, job, route)
-        if not await _unless_caller_leaves(request, job.finished()):
+        if not await unless_caller_leaves(request, job.finished()):
             return Response(status_code=CLIENT_CLOSED_REQUEST)
         return _whole_answer(job, route)
     finally:
@@ -97,7 +97,7 @@ async def _answer(queue: JobQueue, request: Request, route: str, asked: dict[str
             _end(queue, job)
 
 
-async def _unless_caller_leaves(request: Request, happens: Coroutine[Any, Any, Any]) -> bool:
+async def unless_caller_leaves(request: Request, happens: Coroutine[Any, Any, Any]) -> bool:
     """Wait for something to happen to the job; False if the caller hangs up first."""
     happening = asyncio.create_task(happens)
     leaving = asyncio.create_task(_left(request))

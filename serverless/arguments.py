@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ Which mode:
   --test_input JSON       answer this one job, print the answer, and exit
   --rp_serve_api          serve RunPod's API on this machine, with the job loop of a deployed worker behind it
   --serve_http            serve the engine's API over plain HTTP, without a queue; MODE=http means the same
+  RUNPOD_REALTIME_PORT    in the environment: the same on that port, as a platform asks for it
   none of them            run as a worker if the environment names a job queue (RUNPOD_WEBHOOK_GET_JOB or
                           WAVERLESS_WEBHOOK_GET_JOB); else answer the job in {TEST_INPUT_FILE}
 
@@ -44,6 +45,8 @@ class Arguments:
     log_level: str | None = None
     is_port_given: bool = field(default=False, compare=False)
     """Whether `api_port` is the flag's."""
+    is_realtime: bool = field(default=False, compare=False)
+    """Whether the API is served because the platform asks for it: RUNPOD_REALTIME_PORT."""
 
 
 def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
@@ -69,6 +72,16 @@ def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
         api_concurrency=given.rp_api_concurrency,
         log_level=given.rp_log_level,
     )
+    if not modes and not arguments.serve_http and (port := _from_variable(parser, environ, "PORT", _port)):
+        concurrency = arguments.api_concurrency or _from_variable(parser, environ, "CONCURRENCY", _count)
+        return replace(
+            arguments,
+            serve_api=True,
+            api_host="0.0.0.0",
+            api_port=port,
+            api_concurrency=concurrency,
+            is_realtime=True,
+        )
     if given.test_input is not None:
         return replace(arguments, test_job=_test_job(parser, "--test_input", given.test_input))
     if arguments.serve_api or arguments.serve_http or environ.get("RUNPOD_WEBHOOK_GET_JOB"):
@@ -85,6 +98,19 @@ def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
     except (OSError, UnicodeDecodeError) as error:
         parser.error(f"{TEST_INPUT_FILE} cannot be read: {type(error).__name__}")
     return replace(arguments, test_job=_test_job(parser, TEST_INPUT_FILE, text))
+
+
+def _from_variable(
+    parser: argparse.ArgumentParser, environ: Mapping[str, str], name: str, parse: Callable[[str], int]
+) -> int | None:
+    """A variable of the SDK's realtime API (runpod 1.12.0, serverless/__init__.py); None if it is not set."""
+    text = environ.get(f"RUNPOD_REALTIME_{name}", "").strip()
+    if not text:
+        return None
+    try:
+        return parse(text)
+    except (ValueError, argparse.ArgumentTypeError):
+        parser.error(f"RUNPOD_REALTIME_{name}={text!r}: expected a {parse.__name__}")
 
 
 class _Parser(argparse.ArgumentParser):

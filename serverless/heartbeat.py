@@ -9,11 +9,12 @@ import os
 import signal
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NoReturn
 
 from common.parent_death import die_with_parent
+from serverless import early_sdk
 
 log = logging.getLogger("worker.platform")
 
@@ -30,16 +31,17 @@ class Heart:
     worker itself restarts the keeper.
     """
 
-    def __init__(self, beat: Callable[[], None]) -> None:
-        """beat: pings the platform for ever; it is called in the heartbeat's own process."""
+    def __init__(self, beat: Callable[[], None], environ: Mapping[str, str]) -> None:
+        """beat: pings the platform for ever; it is called in the heartbeat's own process, in this environment."""
         self._beat = beat
+        self._environ = dict(environ)
         self._keeper: multiprocessing.Process | None = None
 
     def start(self) -> None:
         """Start the heartbeat, if the platform wants one."""
-        if os.environ.get("RUNPOD_WEBHOOK_PING"):
+        if self._environ.get("RUNPOD_WEBHOOK_PING"):
             self._keeper = multiprocessing.Process(
-                target=_keep_beating, args=(self._beat,), name="heartbeat", daemon=True
+                target=_keep_beating, args=(self._beat, self._environ), name="heartbeat", daemon=True
             )
             self._keeper.start()
 
@@ -66,10 +68,16 @@ async def _ended(process: multiprocessing.Process) -> None:
     process.join(JOIN_SECONDS)
 
 
-def _keep_beating(beat: Callable[[], None]) -> None:
+def _keep_beating(beat: Callable[[], None], environ: Mapping[str, str]) -> None:
     """In the keeper: fork the heartbeat, wait for it to end, and repeat."""
     die_with_parent()
+    os.environ.clear()
+    os.environ.update(environ)
+    early_sdk.catch_up(os.environ)
     _close_sockets()
+    # Forked from a running event loop, it has that loop's handlers: a signal would tell the worker, and not end it.
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's ^C reaches the whole group; the worker decides
     while True:
         heartbeat = os.fork()

@@ -67,8 +67,11 @@ async def local_platform(
     waiting fail with `STOPPING`. Raises WebServerError (PortInUseError).
     """
     queue, worker_key = JobQueue(), secrets.token_urlsafe()
-    access = Access(key=settings.local_api_key, listens_on=arguments.api_host, origins=settings.cors_origins)
-    webhooks = Webhooks(only_public=not access.on_loopback, hosts=settings.webhook_hosts)
+    # A platform's proxy calls by names of its own.
+    listens_on = None if arguments.is_realtime else arguments.api_host
+    access = Access(key=settings.local_api_key, listens_on=listens_on, origins=settings.cors_origins)
+    only_public = not access.on_loopback or bool(settings.webhook_hosts)
+    webhooks = Webhooks(only_public=only_public, hosts=settings.webhook_hosts)
     app = create_app(
         queue,
         worker_key=worker_key,
@@ -80,7 +83,12 @@ async def local_platform(
     )
     if not access.on_loopback and access.key is None:
         log.warning("anyone who can reach %s may use this worker; set LOCAL_API_KEY", arguments.api_host)
-    async with serving(app, arguments.api_host, arguments.api_port, port_setting="--rp_api_port") as port:
+    async with serving(
+        app,
+        arguments.api_host,
+        arguments.api_port,
+        port_setting="RUNPOD_REALTIME_PORT" if arguments.is_realtime else "--rp_api_port",
+    ) as port:
         url = url_of(arguments.api_host, port)
         variables = worker_environment(url, worker_key=worker_key)
         os.environ.update(variables)  # the SDK reads them when it is imported

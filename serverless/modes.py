@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -180,6 +180,8 @@ def _run(work: Work, arguments: Arguments) -> int:
                 log.info("%s", NO_AGGREGATE_HINT)
             readiness = Readiness(work.lifespan)
             platform = partial(local_platform, arguments, work.settings, readiness, is_stream=work.is_stream)
+            if arguments.is_realtime:
+                platform = partial(_with_heart, platform, dict(os.environ))
             return _run_in_loop(_work(replace(work, lifespan=readiness.lifespan), platform))
         return _run_worker(work)
     except WebServerError as error:
@@ -276,9 +278,31 @@ def _run_worker(work: Work) -> int:
         log.error("a fitness check of this machine failed; see above")
         return EXIT_FAILED
     # The heartbeat starts before the engine: loading a model takes minutes, and the platform should see us alive.
-    heart = runpod.new_heart()
+    heart = runpod.new_heart(os.environ)
     heart.start()
     return _run_in_loop(_work(work, lambda _: _deployed_platform(work, heart)))
+
+
+@asynccontextmanager
+async def _with_heart(
+    serve: Callable[[asyncio.Event], AbstractAsyncContextManager[Platform]],
+    environ: Mapping[str, str],
+    stopping: asyncio.Event,
+) -> AsyncGenerator[Platform, None]:
+    """The local API on a platform, which wants to be told that this worker is alive.
+
+    environ: the platform's own; the API replaces its addresses.
+    """
+    async with serve(stopping) as connection:
+        from serverless import runpod
+
+        heart = runpod.new_heart(environ)
+        heart.start()
+        beating = asyncio.create_task(heart.keep(), name="keeping the heartbeat")
+        try:
+            yield connection
+        finally:
+            await cancel(beating)
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -250,9 +250,9 @@ def jobs_in_progress() -> int:
     return len(JobsProgress())
 
 
-def new_heart() -> Heart:
-    """A heart that pings the platform as the SDK does, and tells it of the jobs in progress."""
-    return Heart(partial(_beat, _mirror))
+def new_heart(environ: Mapping[str, str]) -> Heart:
+    """A heart that pings the platform of this environment as the SDK does, and tells it of the jobs in progress."""
+    return Heart(partial(_beat, _mirror), environ)
 
 
 def _beat(mirror: Any) -> None:

@@ -133,3 +133,29 @@ def test_log_before_start_is_not_lost(capsys: pytest.CaptureFixture[str], monkey
     log.info("unseen")
     log.error("loading the model")
     assert json.loads(capsys.readouterr().err)["message"] == "loading the model"
+
+
+@pytest.mark.parametrize(
+    ("environ", "argv", "expected"),
+    [
+        ({"RUNPOD_REALTIME_PORT": "9000"}, [], (True, "0.0.0.0", 9000, None)),
+        ({"RUNPOD_REALTIME_PORT": "9000", "RUNPOD_REALTIME_CONCURRENCY": "4"}, [], (True, "0.0.0.0", 9000, 4)),
+        ({"RUNPOD_REALTIME_PORT": "9000", "RUNPOD_WEBHOOK_GET_JOB": "https://x"}, [], (True, "0.0.0.0", 9000, None)),
+        ({"RUNPOD_REALTIME_PORT": "0", "RUNPOD_WEBHOOK_GET_JOB": "https://x"}, [], (False, "127.0.0.1", 8000, None)),
+        ({"RUNPOD_REALTIME_PORT": "9000"}, ["--rp_serve_api"], (True, "127.0.0.1", 8000, None)),
+    ],
+)
+def test_realtime_port_asks_for_the_api(environ: dict[str, str], argv: list[str], expected: tuple[Any, ...]) -> None:
+    arguments = parse_arguments(argv, environ)
+    assert (arguments.serve_api, arguments.api_host, arguments.api_port, arguments.api_concurrency) == expected
+
+
+@pytest.mark.parametrize("variable", ["RUNPOD_REALTIME_PORT", "RUNPOD_REALTIME_CONCURRENCY"])
+@pytest.mark.parametrize("value", ["http", "-1", "70000.5"])
+def test_realtime_variable_that_is_no_number_is_refused(
+    variable: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        parse_arguments([], {"RUNPOD_REALTIME_PORT": "9000", variable: value})
+    assert exit_.value.code == 2
+    assert f"{variable}={value!r}: expected a " in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""A model for real: sentence embeddings on a CPU."""

@@ -1,0 +1,1 @@
+"""A function: the smallest worker."""

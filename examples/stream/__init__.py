@@ -1,0 +1,1 @@
+"""An asynchronous generator: a worker that streams."""
