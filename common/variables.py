@@ -213,8 +213,8 @@ VARIABLES = (
         "WEBHOOK_HOSTS",
         "",
         _hosts(),
-        "hosts that the API on this machine may post finished jobs to even if they are not public; an API that listens "
-        "on loopback posts anywhere",
+        "hosts that the API on this machine may post finished jobs to even if they are not public; without "
+        "this, an API that listens on loopback posts anywhere",
     ),
     variable(
         "PAGE_INTRODUCTION",
