@@ -238,8 +238,8 @@ class Upstream:
 
     @asynccontextmanager
     async def _send(self, request: UpstreamRequest) -> AsyncGenerator[httpx.Response, None]:
-        headers: _Headers = list(request.headers)
-        if request.body and not headers:
+        headers: _Headers = list(request.headers or ())
+        if request.body and request.headers is None:
             headers = [(b"Content-Type", b"application/json")]
         url = self._url(request.path)
         if request.query:

@@ -71,8 +71,8 @@ class UpstreamRequest:
     stream: bool = False
     query: str = ""
     token_ids: TokenIds | None = None
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-    """What else to send with it; if empty, only the body's type."""
+    headers: tuple[tuple[bytes, bytes], ...] | None = None
+    """What else to send with it, the body's type included; None for that alone."""
 
 
 def build_request(

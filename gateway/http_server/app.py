@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import secrets
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import aclosing, nullcontext, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -271,16 +271,19 @@ class App:
         if method not in METHODS:
             raise MethodNotAllowedError(f"the method is not accepted; {', '.join(METHODS)} are")
         query = checked_query(scope["query_string"].decode("latin-1"))
-        if headers.get(b"content-encoding", b"identity") != b"identity":
+        kept = tuple(_kept(scope["headers"], _NOT_FOR_THE_ENGINE))
+        if any(coding.lower() != b"identity" for coding in _listed(scope["headers"], b"content-encoding")):
             raise UnsupportedBodyError("compressed bodies are not accepted")
         body = await reader.read(receive, _announced_bytes(headers))
+        # Of several types, the engine believes the first: it is enough that one of them says JSON.
+        types = b",".join(_listed(kept, b"content-type"))
         return UpstreamRequest(
             method,
             path,
             body or None,
             query=query,
-            token_ids=await self._bodies.check(body, headers.get(b"content-type", b"")),
-            headers=tuple(_kept(scope["headers"], _NOT_FOR_THE_ENGINE)),
+            token_ids=await self._bodies.check(body, types),
+            headers=kept,
         )
 
     async def _pass_on(self, visit: _Visit, request: UpstreamRequest, receive: Receive) -> None:
@@ -332,14 +335,18 @@ async def _watch(visit: _Visit, receive: Receive) -> None:
 
 def _kept(headers: list[tuple[bytes, bytes]], dropped: frozenset[bytes]) -> Headers:
     """The headers that are passed on: neither dropped ones, nor those that `Connection` names, nor CORS."""
-    named = {
-        word.strip().lower() for name, value in headers if name.lower() == b"connection" for word in value.split(b",")
-    }
+    named = {word.lower() for word in _listed(headers, b"connection")}
     return [
         (name, value)
         for name, value in headers
         if (lower := name.lower()) not in dropped and lower not in named and not lower.startswith(b"access-control-")
     ]
+
+
+def _listed(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
+    """What all headers of a name list, separated by commas."""
+    words = [word.strip() for key, value in headers if key.lower() == name for word in value.split(b",")]
+    return [word for word in words if word]
 
 
 def _announced_bytes(headers: Mapping[bytes, bytes]) -> int:
