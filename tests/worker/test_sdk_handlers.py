@@ -71,7 +71,7 @@ async def test_exit_in_a_task_that_a_handler_started_fails_its_job_alone(places:
     report = await place.answer({"raise": "exit", "code": 3, "in_task": True})
     assert (report["status"], FAILED in report["error"]) == ("FAILED", True)
     assert (await slow)["status"] == "COMPLETED"
-    assert "a task of a handler raised SystemExit; the worker goes on" in place.log
+    await until(lambda: "a task of a handler raised SystemExit; the worker goes on" in place.log)
 
 
 async def test_block_of_the_event_loop_is_named() -> None:
@@ -85,6 +85,7 @@ async def test_handler_s_lines_are_json_with_the_job_s_id_on_a_platform() -> Non
     async with on_waverless("function", {"WAVERLESS_LOG_LEVEL": "warning"}) as place:
         report = await place.answer({"log": "a line of its own"})
         await until(lambda: "a line of its own" in place.log)
+        await until(lambda: place.log.count("a line of its own") == 2)
         lines = [line for line in place.lines() if line["message"] == "a line of its own"]
     assert [(line["level"], line["requestId"], line["source"]) for line in lines] == [
         (level, report["id"], "handler") for level in ("WARN", "ERROR")
@@ -95,4 +96,5 @@ async def test_generator_without_aggregate_shows_nothing_and_the_log_says_why() 
     async with in_api_mode("generator", {"AGGREGATE": "no"}) as place:
         report = await place.answer({"yield": ["a"]})
         assert (report["status"], bool(report.get("output"))) == ("COMPLETED", False)
+        await until(lambda: "return_aggregate_stream" in place.log)
         assert place.log.count("return_aggregate_stream") == 1

@@ -40,6 +40,7 @@ async def test_progress_leaves_the_job_running_and_its_result_whole(place: tuple
         assert report["posts"][-1] == (last[0], {"output": last[1]})
     if where == "waverless":
         assert [channel.split()[0] for channel, _ in report["posts"]] == ["job-done"]
+        await until(lambda: "progress_update sends nothing here" in running.log)
         assert running.log.count("progress_update sends nothing here") == 1
     if where == "local":
         assert [line.partition("progress: ")[2] for line in running.log.splitlines() if "progress: " in line] == [
