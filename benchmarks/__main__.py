@@ -19,6 +19,7 @@ from benchmarks import report
 from benchmarks.lag import Lag, Load
 from benchmarks.lag import lag as lag_of
 from benchmarks.measure import PACED, TINY, MeasurementError, Result, Worker, directly, load, running_worker, short_jobs
+from benchmarks.metrics import metrics
 from benchmarks.plain_http import http
 from benchmarks.profile import budget
 from benchmarks.report import FIGURES, LAG_FIGURES, Table, figures, lag_figures
@@ -218,6 +219,7 @@ PARTS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "rest": rest,
     "event": event,
     "http": http,
+    "metrics": metrics,
 }
 
 
