@@ -11,9 +11,11 @@ import os
 import sys
 from pathlib import Path
 
+from common.descriptors import keep_standard_descriptors
 from common.early_exit import exit_on_signals
 
 if __name__ == "__main__":
+    keep_standard_descriptors()
     exit_on_signals()  # the imports below take a second or two
 
 from dotenv import load_dotenv

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import errno
+import os
 import resource
 
 # For the process itself: its log, event loop, engine and heartbeat, the probes and polls, and whatever libraries open.
 RESERVED = 64
 # What SGLang sets for itself (set_ulimit). Containers may allow a billion, and some programs try to close every one.
 AT_MOST = 65_535
+
+
+def keep_standard_descriptors() -> None:
+    """Open the null device in place of a standard stream that was closed from the beginning.
+
+    Otherwise the next socket or pipe would get its number, and with it whatever is written to the stream.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
 
 
 def raise_descriptor_limit() -> None:

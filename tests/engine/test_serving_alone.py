@@ -113,7 +113,7 @@ def test_print_shows_everything_and_starts_nothing(tmp_path: Path) -> None:
     rows = {tuple(line.split(None, 2)) for line in settings}
     assert {
         ("MODEL_NAME", "zai-org/GLM-4.7-Flash", "default"),
-        ("CONTEXT_LENGTH", "4096", "environment"),
+        ("CONTEXT_LENGTH", "4096", ".env"),
         ("ATTENTION_BACKEND", "triton", "preset b200"),
         ("API_KEY", "***", "environment"),
         ("PRESET", "b200", "environment"),

@@ -83,4 +83,4 @@ async def test_reason_of_a_failure_is_the_last_line_that_is_read(platform: Platf
     assert await worker.exit_code() == 1
     assert "exited with code 7" in log.splitlines()[-1]
     assert log.count("the engine says a word") == CHATTER.count("\n")
-    assert log.index("starting the engine") < log.index("the engine says") < log.index("the last words")
+    assert log.index("the engine was started") < log.index("the engine says") < log.index("the last words")

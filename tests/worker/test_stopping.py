@@ -110,7 +110,7 @@ async def test_second_signal_hurries(platform: Platform) -> None:
 
 async def test_worker_told_to_stop_while_the_engine_loads_is_gone_at_once(platform: Platform) -> None:
     worker = await start_worker(platform, engine={"ready_after": 600})
-    await until(lambda: "starting the engine" in worker.log)
+    await until(lambda: "the engine was started" in worker.log)
     began = time.monotonic()
     assert await worker.stop() == 0
     assert time.monotonic() - began < 5
