@@ -28,7 +28,7 @@ class EarlyHealth:
     """Listens on a few addresses and answers health checks until `hand_over`."""
 
     def __init__(self, addresses: list[tuple[str, int]], paths: frozenset[str]) -> None:
-        """addresses: host and port of each. Raises OSError if one of them cannot be had."""
+        """addresses: host and port of each. Raises OSError if one of them is not available."""
         self._paths = frozenset(path.encode() for path in paths)
         self.listeners: dict[tuple[str, int], socket.socket] = {}
         self._held: dict[socket.socket, list[socket.socket]] = {}

@@ -133,7 +133,7 @@ async def _by_queue(client: httpx.AsyncClient, urls: Mapping[str, str], watch: W
 
 
 async def _status(client: httpx.AsyncClient, url: str) -> dict[str, Any]:
-    """A job's status; empty if it cannot be had now. It is asked for again anyway."""
+    """A job's status; empty if the API does not give it now; it will be asked for again."""
     with suppress(httpx.HTTPError, ValueError):
         answer = (await client.get(url)).json()
         return answer if isinstance(answer, dict) else {}
