@@ -154,11 +154,14 @@ class Engine:
 
         def see(text: str) -> None:
             phases.see(text, time.monotonic())
-            meters.set_one(meters.ENGINE_PHASE, phases.current, PHASES)
+            self._show_phase(phases)
 
         output.on_text = see
         see("")
         self._phases = phases
+
+    def _show_phase(self, phases: StartPhases) -> None:
+        meters.set_one(meters.ENGINE_PHASE, phases.current, PHASES)
 
     async def wait_until_ready(self, timeout_seconds: float) -> None:
         """Return as soon as the engine is warm.
@@ -191,9 +194,11 @@ class Engine:
     async def _tell(self, watch: DownloadWatch) -> None:
         if self._phases is not None:
             self._phases.downloads()
+            self._show_phase(self._phases)
         await watch.tell(log.info)
         if self._phases is not None:
             self._phases.downloaded(time.monotonic())
+            self._show_phase(self._phases)
 
     def _tell_phases(self) -> None:
         if self._phases is not None and self._output is not None:

@@ -14,6 +14,7 @@ from common.web_server import serving
 from local_runpod import Job, JobState
 from scripts.worker_process import Worker, free_port, start_worker
 from tests.answers import error_of
+from tests.waiting import until
 from tests.worker.waverless import Waverless
 
 pytestmark = pytest.mark.anyio
@@ -63,7 +64,7 @@ async def test_streamed_job_is_answered_unstreamed(running: Running, job_input: 
     assert (job.state, job.answers) == (JobState.COMPLETED, 1)
     assert job.output["echo"]["stream"] is False
     assert "stream_options" not in job.output["echo"]
-    assert running.worker.log.count("answered unstreamed") == 1
+    await until(lambda: running.worker.log.count("answered unstreamed") == 1)
     assert not any("/job-stream/" in call for call in running.platform.calls)
 
 
