@@ -13,6 +13,7 @@ from local_runpod import JobState, RawJson
 from scripts.worker_process import SCRIPTED_ENGINE, Platform, Worker, running_platform, running_worker
 from tests.answers import error_of
 from tests.unit.test_build_request import BAD_ROUTES, FORBIDDEN_ROUTES
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -122,7 +123,7 @@ async def test_secrets_are_masked_in_errors_and_in_the_log(secretive: tuple[Plat
     for secret in SECRETS.values():
         assert secret not in str(job.stream)
         assert secret not in worker.log
-    assert "'hf_token': '***'" in worker.log, "the engine's own words are in the log, masked"
+    await until(lambda: "'hf_token': '***'" in worker.log)  # the engine's own words are in the log, masked
 
 
 def nested(levels: int) -> str:

@@ -44,7 +44,7 @@ async def test_realtime_port_serves_the_sdk_s_realtime_api_and_the_heart_beats_f
         await until(lambda: len(platform.queue.pings.get("local-worker", ())) >= 3)
         assert not platform.queue.jobs, "nothing is taken from the platform's queue"
         assert await worker.stop() == 0
-        assert "a ping interval of '500' ms is of no use: pinging every 1000 ms" in worker.log
+        await until(lambda: "a ping interval of '500' ms is of no use: pinging every 1000 ms" in worker.log)
 
 
 async def test_port_flag_moves_the_health_port_on_waverless() -> None:

@@ -108,5 +108,5 @@ async def test_port_that_is_taken_costs_health_alone() -> None:
         worker = await start_worker(None, environment)
         assert (await platform.queue.submit(HELLO).finished(20)).state is JobState.COMPLETED
         assert await worker.stop() == 0
-    assert "no /health for Waverless, but jobs are answered" in worker.log
+    await until(lambda: "no /health for Waverless, but jobs are answered" in worker.log)
     assert "INFO" not in worker.log, "the platform's log level counts"
