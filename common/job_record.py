@@ -156,7 +156,12 @@ class JobRecord:
             self._tokens(),
             self.finish_reason or "",
         ]
-        error = f" with {self.code} {self.error_type or ''}".rstrip() if self.outcome is Outcome.FAILED else ""
+        known = (
+            " ".join(str(word) for word in (self.code, self.error_type) if word)
+            if self.outcome is Outcome.FAILED
+            else ""
+        )
+        error = f" with {known}" if known else ""
         return f"job {self.job_id}: {self.outcome}{error}; {', '.join(filter(None, parts))}"
 
     def _tokens(self) -> str:
