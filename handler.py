@@ -35,6 +35,8 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import NoReturn
 
+from httpx import AsyncClient
+
 import serverless
 from common import job_record
 from common.errors import JobError
@@ -113,9 +115,7 @@ async def service(
 
     Raises StartError if the engine does not start.
     """
-    client = create_client(
-        launch.base_url, api_key=launch.api_key, request_timeout_seconds=settings.request_timeout_seconds
-    )
+    client = _client_of(launch, settings)
     async with (
         HelperProcess() as helper,
         client,
@@ -124,15 +124,12 @@ async def service(
         Telling.of(client, supervisor, has_metrics=launch.has_metrics),
     ):
         intake = Intake(helper, settings, served_model_name=launch.served_model_name, can_stream=can_stream)
-        upstream = Upstream(
-            client,
-            supervisor,
-            stream_flush_seconds=settings.stream_flush_seconds,
-            max_response_bytes=settings.max_response_bytes,
-        )
         yield serverless.Service(
             handler=create_handler(
-                intake, upstream, request_timeout_seconds=settings.request_timeout_seconds, mask=mask
+                intake,
+                _upstream_of(client, supervisor, settings),
+                request_timeout_seconds=settings.request_timeout_seconds,
+                mask=mask,
             ),
             wait_until_ready=supervisor.wait_until_ready,
             is_ready=lambda: supervisor.is_ready,
@@ -143,6 +140,21 @@ async def service(
             takes_large_json=True,
             capacity=capacity,
         )
+
+
+def _client_of(launch: Launch, settings: GatewaySettings) -> AsyncClient:
+    return create_client(
+        launch.base_url, api_key=launch.api_key, request_timeout_seconds=settings.request_timeout_seconds
+    )
+
+
+def _upstream_of(client: AsyncClient, supervisor: Supervisor, settings: GatewaySettings) -> Upstream:
+    return Upstream(
+        client,
+        supervisor,
+        stream_flush_seconds=settings.stream_flush_seconds,
+        max_response_bytes=settings.max_response_bytes,
+    )
 
 
 def refusal_of(job: Job, settings: GatewaySettings, launch: Launch) -> JobError | None:
@@ -181,18 +193,11 @@ async def serve_http(
 
     early: what answers health checks until then.
     """
-    client = create_client(
-        launch.base_url, api_key=launch.api_key, request_timeout_seconds=settings.request_timeout_seconds
-    )
+    client = _client_of(launch, settings)
     supervisor = Supervisor(Engine(launch, mask), engine_settings)
     async with HelperProcess() as helper, client:
         app = App(
-            Upstream(
-                client,
-                supervisor,
-                stream_flush_seconds=settings.stream_flush_seconds,
-                max_response_bytes=settings.max_response_bytes,
-            ),
+            _upstream_of(client, supervisor, settings),
             supervisor,
             Bodies(helper, settings.limits),
             Access(launch.api_key),
@@ -237,7 +242,8 @@ def main(early: EarlyHealth | None = None, early_engine: EarlyStart | None = Non
     try:
         http_settings = HttpSettings.from_environ(os.environ) if serves_http else None
         engine_environ = http_settings.engine_environ(os.environ) if http_settings else os.environ
-        launch = configure_here(engine_environ, read_image_file())
+        # What was planned for the early engine holds: it had this environment, and looking at the GPUs takes time.
+        launch = early_engine.launch if early_engine else configure_here(engine_environ, read_image_file())
         settings, worker_settings = GatewaySettings.from_environ(os.environ), WorkerSettings.from_environ(os.environ)
         engine_settings = EngineSettings.from_environ(os.environ)
     except ConfigurationError as error:

@@ -21,8 +21,8 @@ Labels = tuple[str, ...]
 
 
 @dataclass(eq=False)
-class Counter:
-    """A number of things that have happened; it only grows. `name` is without Prometheus' `_total`."""
+class _Number:
+    """A number for each combination of labels."""
 
     name: str
     help: str
@@ -30,30 +30,24 @@ class Counter:
     values: dict[Labels, float] = field(default_factory=dict)
 
     def add(self, *labels: str, by: float = 1) -> None:
-        """Count one more, or as many as given."""
+        """One more, or as many as given."""
         self.values[labels] = self.values.get(labels, 0) + by
+
+
+class Counter(_Number):
+    """A number of things that have happened; it only grows. `name` is without Prometheus' `_total`."""
 
     def total(self, *, of: Callable[[Labels], bool] = lambda _: True) -> float:
         """The sum over the labels that are asked for."""
         return sum(value for labels, value in self.values.items() if of(labels))
 
 
-@dataclass(eq=False)
-class Gauge:
+class Gauge(_Number):
     """A number that goes up and down."""
-
-    name: str
-    help: str
-    labels: Labels = ()
-    values: dict[Labels, float] = field(default_factory=dict)
 
     def set(self, value: float, *labels: str) -> None:
         """What it is now."""
         self.values[labels] = value
-
-    def add(self, *labels: str, by: float = 1) -> None:
-        """Change it by this much."""
-        self.values[labels] = self.values.get(labels, 0) + by
 
 
 @dataclass

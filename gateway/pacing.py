@@ -63,8 +63,7 @@ class LoadPacer:
     AVERAGE_SECONDS = 0.25
     # Above the first share, holding begins; the interval is then kept where the second share is reached.
     BUSY, WANTED = 0.7, 0.6
-    # ln of the factor for one measurement, for each unit that the share is away from what is wanted; and how the
-    # interval falls at the least while the loop is idle.
+    # ln of the factor for one measurement, for each unit that the share is away from what is wanted.
     GAIN = 0.8
     FIRST_SECONDS, LEAST_SECONDS, MOST_SECONDS = 0.02, 0.01, 0.4
 

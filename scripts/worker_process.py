@@ -216,7 +216,7 @@ async def running_worker(
 ) -> AsyncIterator[Worker]:
     """A worker that answers jobs; always stopped at the end. Raises WorkerError if it does not start."""
     worker = await start_worker(platform, environment, **more)
-    try:
+    async with _stopped_at_the_end(worker):
         first = asyncio.create_task(platform.answer({"openai_route": "/v1/models"}, start_seconds))
         ended = asyncio.create_task(worker.process.wait())
         await asyncio.wait({first, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -224,6 +224,12 @@ async def running_worker(
             raise WorkerError(worker.log)
         ended.cancel()
         yield worker
+
+
+@asynccontextmanager
+async def _stopped_at_the_end(worker: Worker) -> AsyncIterator[None]:
+    try:
+        yield
     except BaseException:  # no need to drain
         with suppress(ProcessLookupError):
             worker.process.kill()
@@ -250,15 +256,9 @@ async def running_http_worker(
 ) -> AsyncIterator[Worker]:
     """A worker that answers over HTTP; always stopped at the end. Raises WorkerError if it does not start."""
     worker = await start_http_worker(environment, **more)
-    try:
+    async with _stopped_at_the_end(worker):
         await until_http_is_ready(worker, start_seconds)
         yield worker
-    except BaseException:  # no need to drain
-        with suppress(ProcessLookupError):
-            worker.process.kill()
-        raise
-    finally:
-        await worker.stop()
 
 
 async def until_http_is_ready(worker: Worker, seconds: float = ANSWER_SECONDS) -> list[int]:

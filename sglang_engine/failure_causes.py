@@ -140,11 +140,6 @@ _CODES = {
 }
 
 
-def explain(code: int | None, output: str = "") -> str:
-    """The text of `diagnose`."""
-    return diagnose(code, output).text
-
-
 def diagnose(code: int | None, output: str = "") -> Diagnosis:
     """How a process ended, why, and what to do.
 

@@ -69,7 +69,7 @@ class Engine:
     """
 
     def __init__(self, launch: Launch, mask: Mask, early: EarlyStart | None = None) -> None:
-        """early: its process, if it has been started already. One that was started otherwise is ended."""
+        """early: its process, if it has been started already, for this launch."""
         self.launch = launch
         self._started = launch  # with the models that were on disk when it was started
         self._mask = mask
@@ -97,7 +97,8 @@ class Engine:
                 check="installation",
                 is_lasting=True,
             )
-        if (early := self._take_early()) is not None:
+        early, self._early = self._early, None
+        if early is not None:
             await self._adopt(early)
             return
         if is_listening(self.launch):
@@ -118,13 +119,6 @@ class Engine:
                 )
         except OSError as error:
             raise EngineError(f"the engine's process cannot be started: {error.strerror or error}") from error
-
-    def _take_early(self) -> EarlyStart | None:
-        early, self._early = self._early, None
-        if early is not None and early.launch != self.launch:
-            early.give_up()
-            return None
-        return early
 
     async def _adopt(self, early: EarlyStart) -> None:
         """Take over the process that has been started already, and let it go on. Raises EngineError."""

@@ -9,10 +9,10 @@ import httpx
 
 from common.figures import Load, minute_lines
 from common.metrics_page import with_page
+from sglang_engine import loads
 from sglang_engine.supervisor import State, Supervisor
 
-# Both are answered from shared memory, at next to no cost (SGLang 0.5.23, srt/entrypoints/v1_loads.py).
-LOADS_PATH = "/v1/loads?include=core,spec"
+LOADS_PATH = f"{loads.PATH},spec"
 METRICS_PATH = "/metrics"
 # Its families are called `sglang:…`; anything else on its page would be a second family of a name that ours has.
 _OWN = ("sglang", "# HELP sglang", "# TYPE sglang")
@@ -41,12 +41,13 @@ class Telling:
         if self._supervisor.state is not State.READY:
             return Load()
         response = await self._client.get(LOADS_PATH)
-        ranks = response.raise_for_status().json()["loads"]
-        accepted = [rank["speculative"]["accept_length"] for rank in ranks if rank.get("speculative")]
+        answer = response.raise_for_status().json()
+        ranks = loads.parse_loads(answer)
+        accepted = [rank["speculative"]["accept_length"] for rank in answer["loads"] if rank.get("speculative")]
         return Load(
-            kv_usage=sum(rank["token_usage"] for rank in ranks) / len(ranks),
+            kv_usage=sum(rank.used for rank in ranks) / len(ranks),
             accept_length=sum(accepted) / len(accepted) if accepted else None,
-            waiting=sum(rank["num_waiting_reqs"] for rank in ranks),
+            waiting=sum(rank.waiting for rank in ranks),
         )
 
     async def metrics(self) -> str:

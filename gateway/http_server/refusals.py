@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, MutableMapping
 from http import HTTPStatus
 from typing import Any
 
-from common.errors import JobError
+from common.errors import JobError, json_text
 from gateway.error_events import error_payload
 from gateway.http_server.access import KeyNeededError
 
@@ -27,7 +26,7 @@ class MethodNotAllowedError(JobError):
 
 def refusal(error: JobError, path: str, *, allowed_methods: str) -> tuple[int, Headers, bytes]:
     """The status, headers and body of an error's answer."""
-    body = json.dumps(error_payload(error, path), ensure_ascii=False).encode("utf-8", "replace")
+    body = json_text(error_payload(error, path)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error.code in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sglang_engine.failure_causes import CAUSES, describe_exit, diagnose, explain
+from sglang_engine.failure_causes import CAUSES, describe_exit, diagnose
 
 # Real last words: of SGLang 0.5.23, PyTorch 2.x, huggingface_hub 1.x and transformers 5.x.
 LAST_WORDS = [
@@ -92,7 +92,7 @@ VERDICTS = [
 
 @pytest.mark.parametrize(("output", "what", "advice"), LAST_WORDS, ids=[words[1] for words in LAST_WORDS])
 def test_cause_is_recognised_in_the_output(output: str, what: str, advice: str) -> None:
-    said = explain(1, f"loading weights\nTraceback\n{output}\nbye")
+    said = diagnose(1, f"loading weights\nTraceback\n{output}\nbye").text
     assert said.startswith(f"exited with code 1 (cause: {what}")
     assert advice in said
 
@@ -131,5 +131,5 @@ def test_unknown_cause_and_bare_code_may_be_the_host_s() -> None:
     ],
 )
 def test_exit_without_telling_output_names_the_usual_cause(code: int | None, said: str) -> None:
-    assert explain(code, "nothing special").startswith(said)
-    assert explain(code).startswith(describe_exit(code))
+    assert diagnose(code, "nothing special").text.startswith(said)
+    assert diagnose(code).text.startswith(describe_exit(code))
