@@ -5,11 +5,22 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
 import pytest
 
+from common.web_server import serving
 from local_runpod import JobState
-from scripts.worker_process import Platform, Worker, running_platform, running_worker
+from scripts.worker_process import (
+    Platform,
+    Worker,
+    free_port,
+    running_platform,
+    running_worker,
+    start_worker,
+    until_api_is_ready,
+)
 from tests.waiting import until
+from tests.worker.waverless import Waverless
 
 pytestmark = pytest.mark.anyio
 
@@ -114,3 +125,34 @@ async def test_restarted_engine_is_asked_anew(platform: Platform) -> None:
         await until(lambda: "the engine is ready" in worker.log)
         seen = await burst(platform, worker, 20, pause=0.3)
         assert seen["most_at_once"] in range(7, 9)
+
+
+async def test_worker_on_waverless_takes_as_much_and_leaves_the_rest() -> None:
+    platform = Waverless()
+    async with serving(platform.app(), "127.0.0.1", 0) as port:
+        platform.base_url = f"http://127.0.0.1:{port}"
+        jobs = [platform.queue.submit({"messages": HELLO, "script": {"pause": 0.5}}) for _ in range(24)]
+        environment = {"MAX_RUNNING_REQUESTS": "4", "WAVERLESS_HEALTH_PORT": str(free_port())}
+        worker = await start_worker(None, platform.environment() | environment)
+        for job in jobs:
+            assert (await job.finished(60)).state is JobState.COMPLETED
+        seen = await worker.ask_engine()
+        assert seen["most_at_once"] in range(6, 8), "four run, two are the reserve"
+        assert seen["most_waiting"] <= 3
+        assert await worker.stop() == 0
+
+
+async def test_api_mode_takes_as_much_and_keeps_the_rest_in_its_queue() -> None:
+    port = free_port()
+    flags = ("--rp_serve_api", "--rp_api_port", str(port))
+    worker = await start_worker(None, {"MAX_RUNNING_REQUESTS": "4"}, arguments=flags)
+    url = f"http://127.0.0.1:{port}"
+    async with httpx.AsyncClient(base_url=f"{url}/v2/any", timeout=60, trust_env=False) as client:
+        await until_api_is_ready(url, worker)
+        body = {"input": {"messages": HELLO, "script": {"pause": 0.5}}}
+        answers = await asyncio.gather(*(client.post("/runsync", json=body) for _ in range(24)))
+        assert {answer.json()["status"] for answer in answers} == {"COMPLETED"}
+        seen = await worker.ask_engine()
+        assert seen["most_at_once"] in range(6, 8), "four run, two are the reserve"
+        assert seen["most_waiting"] <= 3
+    assert await worker.stop() == 0
