@@ -18,8 +18,8 @@ from playwright.async_api import Browser, Locator, Page, Route, expect
 from common.web_server import serving
 from local_runpod import Access, JobQueue, create_app
 from scripts.worker_process import Worker, free_port, start_worker, until_api_is_ready
-from tests.browser import DESKTOP, PHONE, SECONDS, chromium, visiting
-from tests.waiting import until
+from tests.browser import DESKTOP, PHONE, chromium, visiting
+from tests.waiting import ENOUGH_SECONDS, until
 
 pytestmark = pytest.mark.anyio
 
@@ -195,8 +195,7 @@ async def test_new_chat_while_an_answer_runs_starts_clean(chat: Chat, api: Api) 
     await expect(chat.answers.locator(".content")).to_have_text("Fine.")
     assert chat.sent[-1]["messages"] == [{"role": "user", "content": "new"}]
     await expect(chat.page.locator("article")).to_have_count(2)
-    old = next(each for each in await api.worker.engine_requests() if "old" in json.dumps(each["body"]))
-    assert old["end"] == "aborted"
+    await until_aborted(api, "old")
 
 
 async def test_history_is_sent_with_the_next_question(chat: Chat) -> None:
@@ -221,9 +220,13 @@ async def test_view_follows_question_and_answer_until_the_reader_scrolls_up(chat
     await expect(chat.questions.last).to_be_in_viewport()
     await expect(chat.answers.last).to_contain_text("line 40")
     assert await log.evaluate("log => log.scrollHeight - log.scrollTop - log.clientHeight") < 40
-    await log.evaluate("log => { log.scrollTop = 0; }")
+    # A browser that is busy tells of the scrolling only after the next piece of the answer has been drawn.
+    busy = "const end = performance.now() + 100; while (performance.now() < end) ;"
+    await log.evaluate(f"log => {{ log.scrollTop -= 20; {busy} }}")
     await chat.over()
     await expect(chat.answers.last).to_contain_text("line 119")
+    assert await log.evaluate("log => log.scrollHeight - log.scrollTop - log.clientHeight") > 100
+    await log.evaluate("log => { log.scrollTop = 0; }")
     assert await log.evaluate("log => log.scrollTop") == 0
     await chat.page.click("#latest")
     await expect(chat.answers.last.locator(".content p").last).to_be_in_viewport()
@@ -326,7 +329,7 @@ async def test_copying_works_where_there_is_no_clipboard_api(chat: Chat) -> None
 
 
 async def until_equal(page: Page, expression: str, value: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(ENOUGH_SECONDS):
         while await page.evaluate(expression) != value:
             await asyncio.sleep(0.05)
 
@@ -382,10 +385,17 @@ async def test_escape_stops_and_that_is_not_an_error(chat: Chat, api: Api) -> No
     await chat.page.keyboard.press("Escape")
     await expect(chat.answers.locator(".note")).to_have_text("Stopped.")
     await expect(chat.answers.locator(".error")).to_be_hidden()
-    async with asyncio.timeout(10):
+    await until_aborted(api, "stop me by the key")
+
+
+async def until_aborted(api: Api, question: str) -> None:
+    """Return once the engine has seen the end of the request with this question, which its client did not wait for."""
+    last = {"role": "user", "content": question}
+    async with asyncio.timeout(ENOUGH_SECONDS):
         while not any(
-            "by the key" in json.dumps(each["body"]) and each["end"] == "aborted"
+            each["body"]["messages"][-1] == last and each["end"] == "aborted"
             for each in await api.worker.engine_requests()
+            if each["path"] == "/v1/chat/completions"
         ):
             await asyncio.sleep(0.05)
 
@@ -619,8 +629,22 @@ async def test_page_waits_for_a_worker_that_is_away(api: Api, browser: Browser) 
     async with visiting(browser, api.url) as page:
         chat = Chat(page)
         await chat.listen()
-        await page.route("**/health", lambda route: route.abort())
+        last_look, asked = asyncio.Event(), asyncio.Event()
+
+        async def go_away(route: Route) -> None:
+            if last_look.is_set():
+                await route.abort()
+                return
+            last_look.set()
+            response = await route.fetch()
+            await asked.wait()  # its news is old when it comes: it must not send the question
+            await route.fulfill(response=response)
+
+        await page.route("**/health", go_away)
+        await asyncio.wait_for(last_look.wait(), 20)
         await chat.write("Hello")
+        asked.set()
         await expect(page.locator(".waiting")).to_have_text(re.compile("The worker cannot be reached, trying again"))
+        assert chat.sent == []
         await page.unroute("**/health")
-        await expect(chat.answers.locator(".content")).to_have_text("Fine.", timeout=20 * SECONDS)
+        await expect(chat.answers.locator(".content")).to_have_text("Fine.")
