@@ -1,7 +1,11 @@
 """A web server next to the program's own work, in the same event loop.
 
 uvicorn, with bounds on how much a client may send and how long it may leave things open (`Bounds`). uvicorn itself has
-none for the HTTP parser used here (httptools); `h11_max_incomplete_event_size` is for the slower one.
+none for the HTTP parser used here (httptools); `h11_max_incomplete_event_size` is for the slower one. What is refused
+here, before the app sees it, is answered as the app would: with an error in OpenAI's shape.
+
+Two more things that uvicorn leaves open with httptools: a request that also offers another protocol keeps its body, and
+HTTP/1.0, which knows no chunks, gets none.
 """
 
 from __future__ import annotations
@@ -10,22 +14,28 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, MutableMapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from common.addresses import listen
+from common.errors import JobError, json_text
 
 log = logging.getLogger("worker.web")
 
 CLOSE_SECONDS = 1.0  # requests that are still open at the end are cut off after this time
 LAST_WORDS_SECONDS = 5.0  # how long a refused client has to read its answer before its connection is aborted
+RETRY_AFTER_SECONDS = 5  # what a client is told that finds every connection taken
+
+ErrorPayload = Callable[[JobError, str], dict[str, Any]]
+"""An error as the body of an answer, in the form that clients of this path understand."""
 
 
 class WebServerError(Exception):
@@ -41,11 +51,10 @@ class Bounds:
     """How much of a server one client can take up.
 
     connections: how many at once; any more get 503. head_bytes: a request's line and headers, and whatever else of it
-    is not body (trailers, the framing of chunks); more gets 431 (uvicorn reads up to 256 KiB at a time, so a client can
-    exceed it by that much). head_seconds: from the connection, or from a request's first byte, to the end of its
-    headers; longer gets 408, and so does a connection on which nothing ever comes. body_seconds: from there to the
-    body's end; 20 MB take 160 s at 1 Mbit/s. stall_seconds: how long a client may read none of an answer, like nginx's
-    send_timeout; then its connection is aborted.
+    is not body (trailers, the framing of chunks); more gets 431. head_seconds: from the connection, or from a request's
+    first byte, to the end of its headers; longer gets 408, and so does a connection on which nothing ever comes.
+    body_seconds: from there to the body's end; 20 MB take 160 s at 1 Mbit/s. stall_seconds: how long a client may read
+    none of an answer, like nginx's send_timeout; then its connection is aborted.
     """
 
     connections: int = 4096
@@ -73,14 +82,26 @@ async def serving(
             yield listener.getsockname()[1]
 
 
+def _openai_payload(error: JobError, _: str) -> dict[str, Any]:
+    return error.payload()
+
+
 @asynccontextmanager
 async def serving_on(
-    listener: socket.socket, app: Any, *, accepted: Sequence[socket.socket] = (), bounds: Bounds = DEFAULT_BOUNDS
+    listener: socket.socket,
+    app: Any,
+    *,
+    accepted: Sequence[socket.socket] = (),
+    bounds: Bounds = DEFAULT_BOUNDS,
+    error_payload: ErrorPayload = _openai_payload,
 ) -> AsyncGenerator[None, None]:
-    """The same on a socket that listens already. accepted: connections that somebody else has accepted on it."""
+    """The same on a socket that listens already.
+
+    accepted: connections that somebody else has accepted on it. error_payload: the form of what is refused here.
+    """
     config = uvicorn.Config(
         app,
-        http=partial(_BoundedProtocol, bounds=bounds),  # type: ignore[arg-type]
+        http=partial(_BoundedProtocol, bounds=bounds, error_payload=error_payload),  # type: ignore[arg-type]
         ws="none",
         proxy_headers=False,  # who the client is makes no difference here
         log_config=None,
@@ -158,12 +179,16 @@ class _Server(uvicorn.Server):
 class _BoundedProtocol(HttpToolsProtocol):
     """One connection, within bounds."""
 
-    def __init__(self, *args: Any, bounds: Bounds, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, bounds: Bounds, error_payload: ErrorPayload, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.url = b""
         self._bounds = bounds
+        self._error_payload = error_payload
         self._refused = False
         self._receiving = False
         """Whether a request has begun to arrive and is not complete."""
+        self._has_head = False
+        """Whether its headers are complete."""
         self._overhead_bytes = 0
         """Bytes received of this request, minus an allowance for its body."""
         self._deadline: asyncio.TimerHandle | None = None
@@ -172,7 +197,10 @@ class _BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self._bounds.connections:
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE)
+            self._refuse(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                f"all {self._bounds.connections} connections of this server are taken; try again a little later",
+            )
         else:
             self._expect_within(self._bounds.head_seconds)
 
@@ -184,22 +212,63 @@ class _BoundedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._unset_keepalive_if_required()
         if not self._receiving:
             self._receiving = True
+            self._has_head = False
             self._overhead_bytes = 0
             if self.cycle is None or self.cycle.response_complete:
                 self._expect_within(self._bounds.head_seconds)
         self._overhead_bytes += len(data)
-        super().data_received(data)
+        self._parse(data)
         if self._overhead_bytes > self._bounds.head_bytes:
-            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            self._refuse_large_head()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._parse_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(HTTPStatus.BAD_REQUEST, "this is not a valid HTTP/1.1 request")
+
+    def _parse_without_upgrade(self, rest: bytes) -> None:
+        """Read a request as if it had not offered another protocol, which a server may always do.
+
+        The parser ends such a request with its head, and would take its body for the next request
+        (https://github.com/Kludex/uvicorn/issues/2722). Java's HttpClient and `curl --http2` offer `h2c` with each
+        request. rest: what came after the head.
+        """
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self._refuse(HTTPStatus.BAD_REQUEST, "this is not a proxy: CONNECT is not accepted")
+            return
+        lines = [b"%b %b HTTP/%b" % (method, self.url, self.parser.get_http_version().encode())]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b",".join(word for word in value.split(b",") if word.strip().lower() != b"upgrade")
+            if name != b"upgrade":
+                lines.append(b"%b: %b" % (name, value))
+        self.parser = httptools.HttpRequestParser(self)
+        self._parse(b"\r\n".join([*lines, b"", rest]))
 
     def on_message_begin(self) -> None:
         self._receiving = True
+        self._has_head = False
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        if len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers) > self._bounds.head_bytes:
+            self._refuse_large_head()
+        if self._refused:
+            raise _RefusedError  # so that the parser stops here
         super().on_headers_complete()
+        self.headers = []  # what follows are trailers
+        if self.scope["http_version"] != "1.1":
+            _send_without_chunks(self.cycle)
+        self._has_head = True
         self._overhead_bytes = 0
         self._expect_within(self._bounds.body_seconds)
 
@@ -209,6 +278,8 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._overhead_bytes = max(0, self._overhead_bytes - 8 * len(body))
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
         super().on_message_complete()
         self._receiving = False
         self._overhead_bytes = 0
@@ -235,17 +306,33 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self.pipeline or self.flow.read_paused:  # we are not reading; that is not the client's fault
             self._expect_within(self._bounds.body_seconds)
         else:
-            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+            part, seconds = ("body", "body_seconds") if self._has_head else ("line and headers", "head_seconds")
+            within = f"within {getattr(self._bounds, seconds):g} s"
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request's {part} did not arrive {within}")
 
-    def _refuse(self, status: HTTPStatus) -> None:
-        """Answer with a status, unless an answer has begun, and hang up."""
+    def _refuse_large_head(self) -> None:
+        message = f"the request's line, headers and framing are larger than {self._bounds.head_bytes} bytes"
+        self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, message)
+
+    def _refuse(self, status: HTTPStatus, message: str) -> None:
+        """Answer with an error, unless an answer has begun, and hang up."""
         if self._refused or self.transport.is_closing():
             return
         self._refused = True
         self._expect_nothing()
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            head = f"HTTP/1.1 {status.value} {status.phrase}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-            self.transport.write(head.encode("ascii"))
+            path = self.url.partition(b"?")[0].decode("latin-1")
+            body = json_text(self._error_payload(JobError(message, code=status), path)).encode()
+            headers = [
+                *self.server_state.default_headers,
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                (b"connection", b"close"),
+            ]
+            if status == HTTPStatus.SERVICE_UNAVAILABLE:
+                headers.append((b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
+            lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), *(b"%b: %b" % header for header in headers)]
+            self.transport.write(b"\r\n".join([*lines, b"", body]))
         self.transport.close()
         self.loop.call_later(LAST_WORDS_SECONDS, self.transport.abort)
 
@@ -257,6 +344,23 @@ class _BoundedProtocol(HttpToolsProtocol):
         if self._stalled is not None:
             self._stalled.cancel()
             self._stalled = None
+
+
+class _RefusedError(Exception):
+    """The request that is being parsed has been refused."""
+
+
+def _send_without_chunks(cycle: RequestResponseCycle) -> None:
+    """End an answer of no known length with the connection, as HTTP/1.0 does; uvicorn would send chunks."""
+    send = cycle.send
+
+    async def unframed(message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.body":
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)  # type: ignore[arg-type]
+
+    cycle.chunked_encoding = False
+    cycle.send = unframed  # type: ignore[assignment, method-assign]
 
 
 @contextmanager

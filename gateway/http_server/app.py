@@ -25,7 +25,7 @@ from gateway.error_events import error_event
 from gateway.errors import make_presentable
 from gateway.http_server.access import Access
 from gateway.http_server.bodies import Bodies, ClientLeftError, Reader, Receive, UnsupportedBodyError
-from gateway.http_server.refusals import Headers, MethodNotAllowedError, refusal, refuse
+from gateway.http_server.refusals import Headers, MethodNotAllowedError, refusal, refusal_of_the_router, refuse
 from gateway.http_server.turns import Turns
 from gateway.request import METHODS, UpstreamRequest
 from gateway.routes import checked_query, requested_path
@@ -269,10 +269,10 @@ class App:
         path = visit.record.route = requested_path(visit.path, self._allowed_routes)
         method: str = scope["method"]
         if method not in METHODS:
-            raise MethodNotAllowedError(f"the method is not accepted; {', '.join(METHODS)} are")
+            raise MethodNotAllowedError(", ".join(METHODS))
         query = checked_query(scope["query_string"].decode("latin-1"))
         kept = tuple(_kept(scope["headers"], _NOT_FOR_THE_ENGINE))
-        if any(coding.lower() != b"identity" for coding in _listed(scope["headers"], b"content-encoding")):
+        if _is_encoded(scope["headers"]):
             raise UnsupportedBodyError("compressed bodies are not accepted")
         body = await reader.read(receive, _announced_bytes(headers))
         # Of several types, the engine believes the first: it is enough that one of them says JSON.
@@ -303,6 +303,8 @@ class App:
                         if not visit.has_begun:
                             await visit.start(head.status, _kept(head.headers, _NOT_FOR_THE_CLIENT))
                         await visit.body(part, more=True)
+                    elif error := refusal_of_the_router(head, part, visit.path):
+                        raise error
                     else:
                         length = (b"content-length", str(len(part)).encode())
                         await visit.start(head.status, [*_kept(head.headers, _NOT_FOR_THE_CLIENT), length])
@@ -319,7 +321,7 @@ class App:
         make_presentable(error, self._mask)
         visit.record.error_type = error.type
         if not visit.has_begun:
-            status, headers, body = refusal(error, visit.path, allowed_methods=", ".join(METHODS))
+            status, headers, body = refusal(error, visit.path)
             await visit.start(status, headers)
             await visit.body(body, more=False)
         elif visit.is_stream and not visit.is_over:
@@ -347,6 +349,13 @@ def _listed(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
     """What all headers of a name list, separated by commas."""
     words = [word.strip() for key, value in headers if key.lower() == name for word in value.split(b",")]
     return [word for word in words if word]
+
+
+def _is_encoded(headers: Headers) -> bool:
+    """Whether a body is compressed, or anything else has been done to it besides cutting it into chunks."""
+    return any(coding.lower() != b"identity" for coding in _listed(headers, b"content-encoding")) or any(
+        coding.lower() != b"chunked" for coding in _listed(headers, b"transfer-encoding")
+    )
 
 
 def _announced_bytes(headers: Mapping[bytes, bytes]) -> int:

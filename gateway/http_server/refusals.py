@@ -7,7 +7,9 @@ from http import HTTPStatus
 from typing import Any
 
 from common.errors import JobError, json_text
+from gateway.deliver import Head
 from gateway.error_events import error_payload
+from gateway.errors import NoSuchRouteError
 from gateway.http_server.access import KeyNeededError
 
 # How long clients are told to wait when they may try again; with less, hundreds of them would keep a starting worker
@@ -18,20 +20,41 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 
+# What SGLang's router says where it has no such route, or not with this method, in the form of no API.
+ROUTERS_OWN: dict[int, bytes] = {
+    HTTPStatus.NOT_FOUND: b'{"detail":"Not Found"}',
+    HTTPStatus.METHOD_NOT_ALLOWED: b'{"detail":"Method Not Allowed"}',
+}
+
+
 class MethodNotAllowedError(JobError):
-    """None of the open routes takes this method."""
+    """The path does not take this method."""
 
     code = HTTPStatus.METHOD_NOT_ALLOWED
 
+    def __init__(self, allowed: str) -> None:
+        """allowed: the methods that it takes, as in the header `Allow`."""
+        super().__init__(f"the method is not accepted here; accepted: {allowed}")
+        self.allowed = allowed
 
-def refusal(error: JobError, path: str, *, allowed_methods: str) -> tuple[int, Headers, bytes]:
+
+def refusal_of_the_router(head: Head, body: bytes, path: str) -> JobError | None:
+    """The error in an answer of SGLang's that comes from its router and from none of its routes."""
+    if body != ROUTERS_OWN.get(head.status):
+        return None
+    if head.status == HTTPStatus.NOT_FOUND:
+        return NoSuchRouteError(f"there is no route {path!r}")
+    return MethodNotAllowedError(next(value.decode() for name, value in head.headers if name.lower() == b"allow"))
+
+
+def refusal(error: JobError, path: str) -> tuple[int, Headers, bytes]:
     """The status, headers and body of an error's answer."""
     body = json_text(error_payload(error, path)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     if error.code in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
         headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode()))
     if isinstance(error, MethodNotAllowedError):
-        headers.append((b"allow", allowed_methods.encode()))
+        headers.append((b"allow", error.allowed.encode()))
     if isinstance(error, KeyNeededError):
         headers.append((b"www-authenticate", b"Bearer"))
     return error.code, headers, body
@@ -39,6 +62,6 @@ def refusal(error: JobError, path: str, *, allowed_methods: str) -> tuple[int, H
 
 async def refuse(send: Send, error: JobError, path: str) -> None:
     """Answer a request, whatever it was, with an error."""
-    status, headers, body = refusal(error, path, allowed_methods="GET")
+    status, headers, body = refusal(error, path)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -17,6 +17,7 @@ from common.errors import JobError, StartError, UnavailableError
 from common.signals import Stop, stop_on_signals
 from common.tasks import cancel, reason_of_end
 from common.web_server import WebServerError, listening, serving_on
+from gateway.error_events import error_payload
 from gateway.http_server.app import App, Route, Scope, Send
 from gateway.http_server.bodies import Reader, Receive
 from gateway.http_server.refusals import refuse
@@ -103,7 +104,9 @@ async def _open_doors(
             else:
                 setting = "PORT" if number == 0 else "PORT_HEALTH"
                 listener, accepted = stack.enter_context(listening(*address, setting)), ()
-            await stack.enter_async_context(serving_on(listener, routes[number], accepted=accepted))
+            await stack.enter_async_context(
+                serving_on(listener, routes[number], accepted=accepted, error_payload=error_payload)
+            )
             port = listener.getsockname()[1]
             log.info("%s on %s", "serving HTTP" if number == 0 else "health checks", url_of(address[0], port))
         yield

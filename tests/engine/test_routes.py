@@ -7,10 +7,13 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 
 from gateway.errors import NoSuchRouteError, RouteNotAllowedError
+from gateway.http_server.refusals import ROUTERS_OWN
 from gateway.routes import requested_path
+from tests.engine.conftest import Api
 
 # Inference in the form of other servers (Ollama's, SageMaker's, Vertex AI's), a greeting: over plain HTTP they do
 # not exist.
@@ -39,3 +42,12 @@ def test_route_is_known(path: str) -> None:
     else:
         with suppress(RouteNotAllowedError):  # a new one that administers the engine belongs among these
             assert requested_path(path) == path
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/chat/completions"])
+async def test_its_router_refuses_as_this_server_expects_it_to(api: Api, path: str) -> None:
+    async with httpx.AsyncClient(base_url=api.worker.engine_url, timeout=60, trust_env=False) as client:
+        answer = await client.get(path)
+    assert answer.content == ROUTERS_OWN[answer.status_code]
+    assert (answer.headers.get("allow") == "POST") == (answer.status_code == 405)

@@ -22,11 +22,11 @@ async def worker() -> AsyncIterator[Worker]:
         yield worker
 
 
-async def answer_to(worker: Worker, headers: bytes, body: bytes) -> tuple[int, bytes]:
+async def answer_to(worker: Worker, headers: bytes, body: bytes, length: bytes | None = None) -> tuple[int, bytes]:
     """The status and body of the answer to a POST with these headers and no others, unlike any library's."""
     reader, writer = await asyncio.open_connection(*worker.http_url.removeprefix("http://").split(":"))
     try:
-        length = b"Content-Length: %d\r\n" % len(body)
+        length = b"Content-Length: %d\r\n" % len(body) if length is None else length
         writer.write(b"POST /generate HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + length + headers + b"\r\n" + body)
         head, _, answer = (await asyncio.wait_for(reader.read(), 20)).partition(b"\r\n\r\n")
     finally:
@@ -62,3 +62,9 @@ async def test_type_that_the_client_left_out_is_not_made_up(worker: Worker) -> N
 )
 async def test_only_bodies_that_are_not_compressed_are_accepted(worker: Worker, codings: bytes, status: int) -> None:
     assert (await answer_to(worker, JSON + codings, HELLO))[0] == status
+
+
+@pytest.mark.parametrize(("codings", "status"), [(b"Chunked", 200), (b"gzip, chunked", 415)])
+async def test_bodies_on_their_way_are_in_chunks_and_nothing_else(worker: Worker, codings: bytes, status: int) -> None:
+    chunked = b"Transfer-Encoding: %b\r\n\r\n%x\r\n%b\r\n0\r\n" % (codings, len(HELLO), HELLO)
+    assert (await answer_to(worker, JSON + chunked, b"", length=b""))[0] == status

@@ -181,6 +181,23 @@ async def test_everything_else_is_refused(worker: Worker, method: str, path: str
     assert len(await worker.engine_requests()) == before
 
 
+async def test_what_only_the_engine_knows_not_to_exist_is_refused_in_the_same_form(client: httpx.AsyncClient) -> None:
+    """`/v1/…` is open; which paths there are, and which methods each takes, SGLang's router knows."""
+    for path, status, body in (
+        ("/generate", 404, {"detail": "Not Found"}),
+        ("/v1/messages", 405, {"detail": "Method Not Allowed"}),
+    ):
+        script = {"status": status, "body": json.dumps(body, separators=(",", ":")), "allow": "GET, PUT"}
+        answer = await client.post(path, json={"script": script})
+        assert answer.status_code == status
+        assert answer.json()["error"]["code"] == status
+        assert ("type" in answer.json()) == (path == "/v1/messages")
+        assert answer.headers.get("allow") == ("GET, PUT" if status == 405 else None)
+    own = json.dumps({"object": "error", "message": "no such model", "code": 404})
+    answer = await client.post("/generate", json={"script": {"status": 404, "body": own}})
+    assert answer.text == own, "an answer of a route's own stays as it is"
+
+
 async def test_refusals_on_messages_have_anthropics_shape(client: httpx.AsyncClient) -> None:
     answer = await client.post("/v1/messages", json=CHAT | {"n": 1000})
     assert answer.status_code == 400

@@ -20,7 +20,7 @@ It runs `--max-running-requests` requests at once, as long as `--max-total-token
 
 How it answers is scripted by the field `script` of a request's body:
     first: a script that counts in its place in one of the engine's lives; life: in which (default 1)
-    status, body, content_type: answer this, as it is
+    status, body, content_type: answer this, as it is, with the header Allow if there is an `allow`
     answer: a JSON value to answer; by default the request is echoed
     drip: seconds before each byte of an unstreamed answer's body
     pause: seconds before each event (default 0), or before an unstreamed answer
@@ -174,8 +174,6 @@ async def respond(
         return await send_loads(writer)
     if path == "/metrics" and "--enable-metrics" in sys.argv:
         return await send(writer, 200, "text/plain; version=0.0.4", METRICS)
-    if path == "/metrics" and "--enable-metrics" in sys.argv:
-        return await send(writer, 200, "text/plain; version=0.0.4", METRICS)
     if path == "/requests":
         return await send(writer, 200, "application/json", told())
     if START.get("vocabulary") and isinstance(body, dict) and "token_ids_logprob" in body:
@@ -269,7 +267,8 @@ def admit() -> None:
 async def answer(path: str, body: Any, script: dict[str, Any], writer: asyncio.StreamWriter) -> None:
     if "status" in script or "content_type" in script:
         kind = script.get("content_type", "application/json")
-        return await send(writer, script.get("status", 200), kind, script.get("body", "").encode())
+        allow = f"allow: {script['allow']}\r\n" if "allow" in script else ""
+        return await send(writer, script.get("status", 200), kind, script.get("body", "").encode(), more=allow)
     if not (isinstance(body, dict) and body.get("stream")):
         await asyncio.sleep(script.get("pause", 0))
         if script.get("then") == "crash":
@@ -328,8 +327,10 @@ async def write(writer: asyncio.StreamWriter, script: dict[str, Any], data: byte
             await asyncio.sleep(0.001)  # so that each piece is a separate read
 
 
-async def send(writer: asyncio.StreamWriter, status: int, kind: str, body: bytes, drip: float = 0) -> None:
-    head = f"HTTP/1.1 {status} -\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
+async def send(
+    writer: asyncio.StreamWriter, status: int, kind: str, body: bytes, drip: float = 0, more: str = ""
+) -> None:
+    head = f"HTTP/1.1 {status} -\r\ncontent-type: {kind}\r\ncontent-length: {len(body)}\r\n{more}\r\n".encode()
     for piece in (head, *(body[at : at + 1] for at in range(len(body)))) if drip else (head + body,):
         writer.write(piece)
         await writer.drain()
