@@ -21,6 +21,9 @@ from benchmarks.fleet.scaling import Endpoint, State
 from benchmarks.fleet.traffic import Arrival
 from sglang_engine.estimate import reserve_for
 
+SHORTEST_TICK_SECONDS = 0.1
+SHORT_TICKS = 2000  # in the time that the traffic takes
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -35,6 +38,15 @@ class Worker:
     def taking(cls, engine: EngineModel, slots: int, round_trip: float = 0.03) -> Worker:
         """One that holds in reserve what a worker does."""
         return cls(engine, slots, min(slots, reserve_for(slots)), round_trip)
+
+
+def _tick_seconds(endpoint: Endpoint, traffic: Sequence[Arrival]) -> float:
+    """How often the endpoint looks at its rule.
+
+    As often as `running` does where the traffic is short; on days of it, often enough for the endpoint's own times.
+    """
+    enough = min(endpoint.cold_start_seconds, endpoint.idle_seconds, 4.0) / 4
+    return max(min(enough, traffic[-1].at / SHORT_TICKS), SHORTEST_TICK_SECONDS)
 
 
 @dataclass(eq=False)
@@ -68,8 +80,7 @@ class Simulation:
         self._jobs: list[Answered] = []
         self._finished = 0
         self._last_start = -math.inf
-        # How often the endpoint looks at its rule: often enough for its times, and no more than needed.
-        self._tick = min(endpoint.cold_start_seconds, endpoint.idle_seconds, 4.0) / 4 or 0.1
+        self._tick = _tick_seconds(endpoint, traffic)
 
     def outcome(self) -> Outcome:
         """What became of the jobs, and what the workers cost, until those that are not kept have gone."""

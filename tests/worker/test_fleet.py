@@ -1,4 +1,4 @@
-"""Three workers under one queue: a burst is shared, and the simulation of the same foresees it."""
+"""Three workers under one queue: a burst is shared, and the simulation foresees it, as it does steady traffic."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fleet.engine_model import EngineModel
-from benchmarks.fleet.outcome import plot
+from benchmarks.fleet.outcome import Outcome, plot
 from benchmarks.fleet.running import run_fleet
-from benchmarks.fleet.scaling import Endpoint, RequestCount
+from benchmarks.fleet.scaling import Endpoint, QueueDelay, RequestCount, Rule
 from benchmarks.fleet.simulation import Simulation, Worker
-from benchmarks.fleet.traffic import read_traffic
+from benchmarks.fleet.traffic import Arrival, read_traffic
 
 pytestmark = pytest.mark.anyio
 
@@ -36,14 +36,31 @@ async def test_burst_is_shared_with_workers_that_come_later_and_the_plan_foresee
     assert one.answered == {"worker-1": 96}
     assert one.makespan <= 96 / STREAMS * TOKENS * INTERVAL * 1.15, "its engine never ran dry"
 
-    assert second.ready is not None
-    assert third.ready is not None
-    starts = (second.ready - second.started + third.ready - third.started) / 2  # longer on a busy machine
-    worker = Worker.taking(EngineModel.steady(1 / INTERVAL), STREAMS)
-    planned = Simulation(replace(THREE, cold_start_seconds=starts), worker, burst).outcome()
+    planned = plan_of(three, THREE, burst)
     assert planned.makespan == pytest.approx(three.makespan, rel=0.15)
     assert planned.gpu_seconds == pytest.approx(three.gpu_seconds, rel=0.15)
     assert statistics.mean(planned.waits()) == pytest.approx(statistics.mean(three.waits()), rel=0.15)
 
     plot({"three": three, "one": one}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("rule", "load"), [(RequestCount(4), "steady:6:20"), (QueueDelay(1.5), "steady:5:20")])
+async def test_plan_foresees_steady_traffic_from_no_worker_on(rule: Rule, load: str) -> None:
+    endpoint = Endpoint(rule, least=0, most=3, idle_seconds=3.0, cold_start_seconds=2.0)
+    traffic = read_traffic(load, tokens=TOKENS)
+    run = await run_fleet(endpoint, traffic, interval=INTERVAL, environment={"MAX_RUNNING_REQUESTS": "4"})
+    planned = plan_of(run, endpoint, traffic, streams=4)
+    assert len(planned.workers) == len(run.workers) == 3
+    assert planned.makespan == pytest.approx(run.makespan, rel=0.15)
+    assert planned.gpu_seconds == pytest.approx(run.gpu_seconds, rel=0.15)
+    assert statistics.mean(planned.firsts()) == pytest.approx(statistics.mean(run.firsts()), rel=0.15)
+    # About a third of a second; a tick of the scaler is a tenth.
+    assert statistics.mean(planned.waits()) == pytest.approx(statistics.mean(run.waits()), rel=0.15, abs=0.1)
+
+
+def plan_of(run: Outcome, endpoint: Endpoint, traffic: list[Arrival], *, streams: int = STREAMS) -> Outcome:
+    """The simulation of what was run, with cold starts as long as they were: they are longer on a busy machine."""
+    starts = [life.ready - life.started for life in run.workers if life.ready]
+    worker = Worker.taking(EngineModel.steady(1 / INTERVAL), streams)
+    return Simulation(replace(endpoint, cold_start_seconds=statistics.mean(starts)), worker, traffic).outcome()
