@@ -100,7 +100,7 @@ def main() -> int:
     print(markdown(HEAD, [choice.row(arguments.goal) for choice in choices]))
     print(f"\n{advice(choices, arguments.goal)}")
     if arguments.plot:
-        plot(choices, arguments.goal, arguments.plot)
+        plot_choices(choices, arguments.goal, arguments.plot)
     return 0
 
 
@@ -122,7 +122,7 @@ def advice(choices: Sequence[Choice], goal_seconds: float) -> str:
     )
 
 
-def plot(choices: Sequence[Choice], goal_seconds: float, path: Path) -> None:
+def plot_choices(choices: Sequence[Choice], goal_seconds: float, path: Path) -> None:
     """Draw the price of a million tokens against the p95 of waiting, a line for each rule."""
     import matplotlib as mpl
 
@@ -130,18 +130,25 @@ def plot(choices: Sequence[Choice], goal_seconds: float, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for rule in dict.fromkeys(str(choice.endpoint.rule) for choice in choices):
+    rules = sorted({str(choice.endpoint.rule) for choice in choices}, key=lambda rule: (len(rule), rule))
+    for rule in rules:
         mine = sorted(
             (choice for choice in choices if str(choice.endpoint.rule) == rule),
             key=lambda choice: choice.endpoint.idle_seconds,
         )
         axes.plot([c.p95_wait for c in mine], [c.price for c in mine], marker="o", markersize=4, label=rule)
         for choice in mine:
-            axes.annotate(f"{choice.endpoint.idle_seconds:g} s", (choice.p95_wait, choice.price), fontsize="x-small")
+            text = f"{choice.endpoint.idle_seconds:g} s"
+            where = (choice.p95_wait, choice.price)
+            axes.annotate(text, where, xytext=(4, 4), textcoords="offset points", fontsize="x-small")
     axes.axvline(goal_seconds, color="black", linewidth=1, linestyle="--", label="the goal")
-    axes.set(xlabel="wait for a worker, p95 (s)", ylabel="dollars a million tokens", xscale="symlog", ylim=(0, None))
+    axes.set_xscale("symlog", linthresh=1.0)
+    axes.xaxis.set_major_formatter("{x:g}")
+    longest = max(goal_seconds, *(choice.p95_wait for choice in choices))
+    axes.set(xlabel="wait for a worker, p95 (s); at each point: the idle time-out", ylabel="dollars a million tokens")
+    axes.set(xlim=(-0.2, 2 * longest), ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=90)
     plt.close(figure)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from benchmarks.fleet.plan import Choice, advice
 from benchmarks.fleet.scaling import Endpoint, QueueDelay, RequestCount, Rule, State, read_rule
 from benchmarks.fleet.simulation import Simulation, Worker
 from benchmarks.fleet.traffic import Arrival, TrafficError, read_traffic
+from benchmarks.tables import percentile_95
+from scripts.worker_process import REPOSITORY
 
 PACED = EngineModel.steady(50.0)
 
@@ -145,3 +148,15 @@ def test_advice_is_the_cheapest_that_meets_the_goal_or_the_one_that_waits_least(
     assert advice([cheap, dear], 10.0).startswith("the cheapest that meets the goal: delay:2, ")
     assert advice([cheap, dear], 30.0).startswith("the cheapest that meets the goal: count:9, ")
     assert advice([cheap, dear], 1.0).startswith("none meets the goal; the one that waits least: delay:2, ")
+
+
+def test_table_in_the_documentation_is_what_the_simulation_gives() -> None:
+    page = (REPOSITORY / "docs" / "scaling.md").read_text(encoding="utf-8")
+    load, streams, price = re.findall(r"scripts/plan (days:0\.5:1) --streams (\d+) --price ([\d.]+)", page)[0]
+    worker = Worker.taking(PACED, int(streams))
+    endpoint = Endpoint(RequestCount(8), least=0, most=20, idle_seconds=60.0, cold_start_seconds=90.0)
+    traffic = read_traffic(load, tokens=500)
+    outcome = Simulation(endpoint, worker, traffic).outcome()
+    row = Choice(endpoint, outcome, outcome.price(float(price)), percentile_95(outcome.waits())).row(10.0)
+    assert row in [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in page.splitlines()]
+    assert f"{len(traffic):,} jobs" in page

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.fleet.engine_model import EngineModel
 from benchmarks.fleet.outcome import Outcome, plot
+from benchmarks.fleet.plan import Choice, plot_choices
 from benchmarks.fleet.running import run_fleet
 from benchmarks.fleet.scaling import Endpoint, QueueDelay, RequestCount, Rule
 from benchmarks.fleet.simulation import Simulation, Worker
@@ -64,3 +65,10 @@ def plan_of(run: Outcome, endpoint: Endpoint, traffic: list[Arrival], *, streams
     starts = [life.ready - life.started for life in run.workers if life.ready]
     worker = Worker.taking(EngineModel.steady(1 / INTERVAL), streams)
     return Simulation(replace(endpoint, cold_start_seconds=statistics.mean(starts)), worker, traffic).outcome()
+
+
+def test_choices_are_drawn(tmp_path: Path) -> None:
+    outcome = Simulation(THREE, Worker(EngineModel.steady(50.0), STREAMS), [Arrival(0.0, TOKENS)]).outcome()
+    rules = (RequestCount(9), QueueDelay(2))
+    plot_choices([Choice(replace(THREE, rule=rule), outcome, 1.0, 2.0) for rule in rules], 10.0, tmp_path / "plan.png")
+    assert (tmp_path / "plan.png").read_bytes().startswith(b"\x89PNG")
