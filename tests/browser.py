@@ -14,7 +14,7 @@ from playwright.async_api import Browser, Page, async_playwright, expect
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SECONDS = 1000.0  # in milliseconds, as Playwright wants them
 expect.set_options(timeout=20 * SECONDS)
-DESKTOP, PHONE = {"width": 1280, "height": 720}, {"width": 390, "height": 700}
+DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 640}
 
 
 @asynccontextmanager

@@ -40,6 +40,10 @@ for number in range(3):
 |---|---:|
 | Seoul | 21 |
 
+| city | temperature | sky | humidity | pressure |
+|---|---|---|---|---|
+| Rome | 17 | cloudy | 60 | 1013 |
+
 [good](https://example.com/) [bad](javascript:alert(1)) ![picture](https://example.com/leak.png)
 <script>window.hacked = 1</script><img src=x onerror="window.hacked = 1">
 """
@@ -140,12 +144,13 @@ async def test_loading_is_told_and_a_question_waits_visibly_once_and_can_be_stop
     url = f"http://127.0.0.1:{port}"
     try:
         await until(lambda: "a page to try it" in worker.log, 30)
-        async with visiting(browser, url) as page:
+        async with visiting(browser, url, viewport=PHONE) as page:
             chat = Chat(page)
             await chat.listen()
             # The engine has begun to load its weights, but this model is not on the disk.
             await expect(page.locator("#state")).to_have_text(re.compile(r"Loading the model: download, [1-9]\d* s"))
             await expect(page.locator("#welcome")).to_contain_text("answered as soon as it is ready")
+            assert await page.evaluate(CUT_OFF) == []
             await chat.write("first")
             await chat.write("second")
             await expect(chat.answers.locator(".waiting")).to_have_text(
@@ -256,6 +261,21 @@ async def test_reload_keeps_chat_and_settings(chat: Chat) -> None:
     ]
 
 
+async def test_reload_keeps_the_model_that_was_chosen(chat: Chat) -> None:
+    both = {"object": "list", "data": [{"id": MODEL}, {"id": "fine-tuned"}]}
+    await chat.page.route("**/models", lambda route: route.fulfill(json=both))
+    await chat.page.reload()
+    await chat.page.select_option("#model", "fine-tuned")
+    await expect(chat.page).to_have_title("fine-tuned")
+    await chat.page.reload()
+    await expect(chat.page.locator("#model")).to_have_value("fine-tuned")
+    await chat.ask("Hello")
+    assert chat.sent[-1]["model"] == "fine-tuned"
+    await chat.page.unroute("**/models")
+    await chat.page.reload()
+    await expect(chat.page.locator("#model")).to_have_value(MODEL)
+
+
 @pytest.mark.parametrize("remember", [False, True], ids=["not asked", "asked"])
 async def test_reload_keeps_the_key_only_if_asked(browser: Browser, *, remember: bool) -> None:
     app = create_app(JobQueue(), access=Access(key="let-me-in", listens_on="127.0.0.1"))
@@ -280,8 +300,11 @@ async def test_markdown_is_rendered_and_nothing_in_it_runs(chat: Chat) -> None:
     content = chat.answers.locator(".content")
     await expect(content.locator("strong")).to_have_text("Python")
     await expect(content.locator("pre code")).to_contain_text("# <b>not bold</b>")
-    await expect(content.locator("table th")).to_have_text(["city", "degrees"])
-    assert await content.locator("table td").last.evaluate("cell => getComputedStyle(cell).textAlign") == "right"
+    await expect(content.locator("table").first.locator("th")).to_have_text(["city", "degrees"])
+    assert (
+        await content.locator("table").first.locator("td").last.evaluate("cell => getComputedStyle(cell).textAlign")
+        == "right"
+    )
     links = content.locator("a")
     assert [await link.get_attribute("href") for link in await links.all()] == [
         "https://example.com/",
@@ -529,14 +552,52 @@ async def test_page_fits_and_can_be_read(api: Api, browser: Browser, width: str,
         assert prompt is not None
         assert header["height"] < view["height"] * 0.1
         assert prompt["width"] > min(view["width"], 700) * 0.6
+        send = await page.locator("#send").bounding_box()
+        assert send is not None
+        assert abs(middle_of(prompt) - middle_of(send)) < 1
+        await expect(page.locator(".error pre")).to_be_in_viewport(ratio=1)
+        assert await page.evaluate(CUT_OFF) == []
         assert await low_contrasts(page) == []
         if width == "phone":
             await page.get_by_role("button", name="Settings").click()
             await expect(page.locator("#system")).to_be_in_viewport()
             assert await low_contrasts(page) == []
+            assert await page.evaluate(CUT_OFF) == []
             await page.keyboard.press("Escape")
-            assert await focused(page) == "open-settings"
             await expect(page.locator("#system")).to_be_hidden()
+            assert await focused(page) == "open-settings"
+            await page.keyboard.press("Enter")
+            await page.get_by_role("button", name="Done").click()
+            await expect(page.locator("#system")).to_be_hidden()
+            assert await focused(page) == "open-settings"
+
+
+def middle_of(box: Any) -> float:
+    return float(box["y"] + box["height"] / 2)
+
+
+# Words that are broken over two lines, names and numbers that are, texts that end in an ellipsis, and hints in fields
+# that are wider than the field.
+CUT_OFF = """() => {
+  const shown = (selector) => [...document.querySelectorAll(selector)].filter((element) => element.checkVisibility());
+  const lines = (element) => element.getClientRects().length;
+  const broken = [];
+  for (const element of shown("#log th, #log td")) {
+    const text = document.createRange();
+    text.selectNodeContents(element);
+    if (new Set([...text.getClientRects()].map(({ top }) => top)).size > 1) broken.push(element);
+  }
+  broken.push(...shown(".numbers > span").filter((element) => lines(element) > 1));
+  broken.push(...shown("h1, #state").filter((element) => element.scrollWidth > element.clientWidth));
+  const pen = document.createElement("canvas").getContext("2d");
+  for (const field of shown("input[placeholder]")) {
+    const style = getComputedStyle(field), arrows = field.type === "number" ? 20 : 0;
+    pen.font = style.font;
+    const room = field.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight) - arrows;
+    if (pen.measureText(field.placeholder).width > room) broken.push(field);
+  }
+  return broken.map((element) => `${element.tagName} ${element.textContent || element.placeholder}`);
+}"""
 
 
 async def low_contrasts(page: Page) -> list[Any]:
@@ -603,7 +664,8 @@ async def test_figures_of_the_last_minute_are_live(chat: Chat) -> None:
 async def test_question_waits_while_the_engine_is_restarted(browser: Browser, tmp_path: Path) -> None:
     port, ready = free_port(), tmp_path / "ready"
     flags = ("--rp_serve_api", "--rp_api_port", str(port))
-    starts = [ENGINE, ENGINE | {"ready_when": str(ready)}]
+    other = {"answers": {"/v1/models": {"object": "list", "data": [{"id": "another"}]}}}
+    starts = [ENGINE, other | {"ready_when": str(ready)}]
     worker = await start_worker(None, arguments=flags, engine=starts)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -621,6 +683,8 @@ async def test_question_waits_while_the_engine_is_restarted(browser: Browser, tm
             await expect(chat.answers.locator(".waiting")).to_have_text(again)
             ready.touch()
             await expect(chat.answers.locator(".content")).to_have_text("Fine.")
+            await expect(page).to_have_title("another")
+            assert chat.sent[-1]["model"] == "another"
     finally:
         await worker.stop()
 
