@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
+from sglang_engine import hub
 from sglang_engine.launch import Launch
+from sglang_engine.options import values_of
 from sglang_engine.presets import ALL_WEIGHTS, BF16
 
 MINUTE = 60
@@ -19,7 +22,10 @@ VARIABLE = "RUNPOD_INIT_TIMEOUT"
 PLATFORM_SECONDS = 7 * MINUTE
 
 DOWNLOAD_GB_PER_SECOND = 0.125  # 1 Gbit/s from the hub
-READ_GB_PER_SECOND = 0.5  # a network volume on a bad day
+# A network volume has 0.2-0.4 GB/s (https://docs.runpod.io/storage/network-volumes). RunPod's cached models are under
+# the same path and read faster, but which of both it is cannot be told from inside.
+VOLUME_GB_PER_SECOND = 0.2
+DISK_GB_PER_SECOND = 2.0  # the host's NVMe, where the image's files are
 OTHER_SECONDS = 180.0  # imports, CUDA graphs, warm-up
 RESERVE = 1.5  # how much longer than expected a start may take before the platform ends it
 
@@ -28,15 +34,16 @@ SIZES_GB = {weights.variables.get("MODEL_NAME", "zai-org/GLM-4.7-Flash"): weight
 DEFAULT_SIZE_GB = BF16.size_gb
 
 
-def expected_seconds(size_gb: float, *, with_download: bool) -> float:
-    """How long a start takes with weights of so many GB, over a slow network or from a slow disk."""
+def expected_seconds(size_gb: float, *, with_download: bool, is_in_image: bool = False) -> float:
+    """How long a start takes with weights of so many GB, over a slow network, from a slow volume or the image."""
     download_seconds = size_gb / DOWNLOAD_GB_PER_SECOND if with_download else 0.0
-    return download_seconds + size_gb / READ_GB_PER_SECOND + OTHER_SECONDS
+    return download_seconds + size_gb / (DISK_GB_PER_SECOND if is_in_image else VOLUME_GB_PER_SECOND) + OTHER_SECONDS
 
 
-def limit_to_set(size_gb: float, *, with_download: bool = True) -> int:
+def limit_to_set(size_gb: float, *, with_download: bool = True, is_in_image: bool = False) -> int:
     """The RUNPOD_INIT_TIMEOUT for weights of so many GB, in seconds: RESERVE times the expected start."""
-    return MINUTE * math.ceil(RESERVE * expected_seconds(size_gb, with_download=with_download) / MINUTE)
+    seconds = expected_seconds(size_gb, with_download=with_download, is_in_image=is_in_image)
+    return MINUTE * math.ceil(RESERVE * seconds / MINUTE)
 
 
 def warnings_for(
@@ -49,7 +56,9 @@ def warnings_for(
     if not environ.get("RUNPOD_ENDPOINT_ID"):
         return  # only endpoints have the limit
     model = next((model.repository for model in launch.models if model.flag == "--model-path"), "")
-    is_downloaded = any(model.flag == "--model-path" for model in launch.with_models_on_disk(environ).models)
+    on_disk = launch.with_models_on_disk(environ)
+    is_downloaded = any(model.flag == "--model-path" for model in on_disk.models)
+    is_in_image = Path(dict(values_of(list(on_disk.arguments)))["--model-path"]).is_relative_to(hub.BAKED_CACHE)
     size_gb = SIZES_GB.get(model)
     limit = PLATFORM_SECONDS if limit_seconds is None else limit_seconds
     if size_gb is None:
@@ -57,8 +66,8 @@ def warnings_for(
         expected = startup_timeout_seconds if is_downloaded and limit_seconds is None else 0.0
         advice, what = math.ceil(startup_timeout_seconds), f"{model} has to be downloaded"
     else:
-        expected = expected_seconds(size_gb, with_download=is_downloaded)
-        advice = limit_to_set(size_gb, with_download=is_downloaded)
+        expected = expected_seconds(size_gb, with_download=is_downloaded, is_in_image=is_in_image)
+        advice = limit_to_set(size_gb, with_download=is_downloaded, is_in_image=is_in_image)
         path = "download, read" if is_downloaded else "read"
         what = f"to {path} and start {model}, {size_gb:g} GB, can take {expected:.0f} s"
     if limit >= expected and not (is_downloaded and limit_seconds is None):

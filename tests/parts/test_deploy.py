@@ -239,7 +239,7 @@ async def test_endpoint_that_never_answers_ends_the_wait_and_its_job(
 ) -> None:
     api.job_states = [{"status": "IN_QUEUE"}]
     api.workers_are_there = False
-    monkeypatch.setattr(first_answer, "HOST_SECONDS", -1259.5)
+    monkeypatch.setattr(first_answer, "HOST_SECONDS", -1499.5)
     code, _, err = await run(*NEW, "--yes")
     assert code == 1
     assert "no worker yet" in err

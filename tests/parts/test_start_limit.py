@@ -19,5 +19,5 @@ def test_print_warns_on_an_endpoint_whose_limit_is_too_short(tmp_path: Path) -> 
         return run.stderr
 
     assert "RUNPOD_INIT_TIMEOUT" not in said()
-    assert "Set RUNPOD_INIT_TIMEOUT=1260 on the endpoint" in said(RUNPOD_ENDPOINT_ID="e")
-    assert "RUNPOD_INIT_TIMEOUT" not in said(RUNPOD_ENDPOINT_ID="e", RUNPOD_INIT_TIMEOUT="1260")
+    assert "Set RUNPOD_INIT_TIMEOUT=1500 on the endpoint" in said(RUNPOD_ENDPOINT_ID="e")
+    assert "RUNPOD_INIT_TIMEOUT" not in said(RUNPOD_ENDPOINT_ID="e", RUNPOD_INIT_TIMEOUT="1500")

@@ -61,8 +61,8 @@ def test_queue_on_an_h100_is_worked_out_from_the_preset() -> None:
         "type": "QUEUE",
         "image": IMAGE,
         "disk": 100,  # 30 and 62.4 x 1.1, in tens
-        # 62.4 GB at 0.125 GB/s and then at 0.5, and 180 s: 804 s, and half as much again in whole minutes
-        "env": {"PRESET": "h100", "RUNPOD_INIT_TIMEOUT": "1260"},
+        # 62.4 GB at 0.125 GB/s and then at 0.2, and 180 s: 991 s, and half as much again in whole minutes
+        "env": {"PRESET": "h100", "RUNPOD_INIT_TIMEOUT": "1500"},
         "gpu": {"pools": ["ADA_80_PRO"], "count": 1, "minCudaVersion": "13.0"},
         "workers": {"min": 0, "max": 3},
         # 80 x 0.9 - 62.4 = 9.6 GB, 177,000 tokens of 54 KB, 44 requests of 4,000, two thirds
@@ -225,7 +225,7 @@ def test_new_variable_is_sent_with_those_that_are_there() -> None:
     assert body == {
         "env": {
             "PRESET": "h100",
-            "RUNPOD_INIT_TIMEOUT": "1260",
+            "RUNPOD_INIT_TIMEOUT": "1500",
             "HF_TOKEN": "hf_12345678",
             "CONTEXT_LENGTH": "8192",
         }
@@ -241,7 +241,7 @@ def test_variable_that_needs_more_gpus_brings_them() -> None:
 def test_other_card_brings_its_pool_disk_scaler_and_start_limit() -> None:
     body = changed(endpoint_with(), gpu="rtx4090-awq")
     assert body["gpu"]["pools"] == ["ADA_24"]
-    assert (body["disk"], body["env"]["PRESET"], body["env"]["RUNPOD_INIT_TIMEOUT"]) == (60, "rtx4090-awq", "600")
+    assert (body["disk"], body["env"]["PRESET"], body["env"]["RUNPOD_INIT_TIMEOUT"]) == (60, "rtx4090-awq", "660")
     assert "HF_TOKEN" in body["env"]
     assert "scaling" in body
 
