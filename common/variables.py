@@ -213,8 +213,8 @@ VARIABLES = (
         "WEBHOOK_HOSTS",
         "",
         _hosts(),
-        "hosts that the API on this machine may post finished jobs to even if they are not public; without "
-        "this, an API that listens on loopback posts anywhere",
+        "the only hosts that the API on this machine posts finished jobs to, public or not; empty: any public one, and "
+        "any at all while the API listens on loopback",
     ),
     variable(
         "PAGE_INTRODUCTION",

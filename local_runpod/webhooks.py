@@ -2,7 +2,7 @@
 
 If others can submit jobs, that address must be a public one: otherwise anyone who submits a job could make this machine
 post to addresses that only it can reach. The address is checked when the job is submitted, and again on connecting,
-since the name may resolve to something else by then.
+since the name may resolve to something else by then. Where hosts are named, they are the only ones.
 """
 
 from __future__ import annotations
@@ -46,17 +46,19 @@ class Webhooks:
     def __init__(
         self, pause_seconds: float = PAUSE_SECONDS, *, only_public: bool = False, hosts: Iterable[str] = ()
     ) -> None:
-        """only_public: whether the address must be a public one; hosts: names that are allowed anyway."""
+        """only_public: whether the address must be a public one. hosts: the only ones, public or not."""
         self._pause_seconds = pause_seconds
-        self._only_public = only_public
         self._hosts = frozenset(host.lower() for host in hosts)
+        self._must_be_public = only_public and not self._hosts
         self._at_once = asyncio.Semaphore(MOST_AT_ONCE)
         self._under_way: dict[asyncio.Task[None], Job] = {}
 
     async def check(self, url: Any) -> None:
         """Raises UnwelcomeWebhookError for anything that may not be posted to."""
         host = _host_in(_parsed(url))
-        if not self._is_guarded(host):
+        if self._hosts and host not in self._hosts:
+            raise UnwelcomeWebhookError('the host of "webhook" is not among those in WEBHOOK_HOSTS')
+        if not self._must_be_public:
             return
         if (address := _address_in(host)) is not None:
             _check_public([address])
@@ -104,7 +106,7 @@ class Webhooks:
         log.warning("job %s: its webhook did not take the result", job.id)
 
     async def _post(self, url: URL, job: Job) -> bool:
-        connector = aiohttp.TCPConnector(resolver=_PublicResolver() if self._is_guarded(_host_in(url)) else None)
+        connector = aiohttp.TCPConnector(resolver=_PublicResolver() if self._must_be_public else None)
         session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(TIMEOUT_SECONDS))
         body, headers = json.dumps(job.report()), {"Content-Type": "application/json"}
         try:
@@ -112,9 +114,6 @@ class Webhooks:
                 return 200 <= answer.status < 300
         except (aiohttp.ClientError, TimeoutError, UnicodeError, UnwelcomeWebhookError):
             return False
-
-    def _is_guarded(self, host: str) -> bool:
-        return self._only_public and host not in self._hosts
 
 
 class _PublicResolver(aiohttp.ThreadedResolver):
@@ -129,7 +128,7 @@ class _PublicResolver(aiohttp.ThreadedResolver):
 
 def _check_public(addresses: Iterable[IPv4Address | IPv6Address]) -> None:
     if not all(map(_is_public, addresses)):
-        raise UnwelcomeWebhookError('"webhook" must have a public address; WEBHOOK_HOSTS can allow other hosts')
+        raise UnwelcomeWebhookError('"webhook" must have a public address; WEBHOOK_HOSTS can name others')
 
 
 def _is_public(address: IPv4Address | IPv6Address) -> bool:

@@ -12,9 +12,10 @@ import functools
 import inspect
 import logging
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import asynccontextmanager, nullcontext, suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import aclosing, asynccontextmanager, closing, nullcontext, suppress
 from queue import SimpleQueue
+from types import AsyncGeneratorType
 from typing import Any
 
 from common.errors import type_and_place
@@ -42,7 +43,7 @@ def as_job_handler(function: Callable[[Job], Any]) -> JobHandler:
     """A handler that calls this function for each job, and yields its result, or what it yields, in order."""
     plain = _unwrapped(function)
     if inspect.isasyncgenfunction(plain):
-        return function
+        return function if inspect.isasyncgenfunction(function) else _of_async_generator(function)
     if inspect.isgeneratorfunction(plain):
         return _of_generator(function)
     return _of_function(function)
@@ -73,10 +74,35 @@ def _of_function(function: Callable[[Job], Any]) -> JobHandler:
     is_coroutine = inspect.iscoroutinefunction(_unwrapped(function))
 
     async def handler(job: Job) -> AsyncGenerator[Any, None]:
-        result = function(job) if is_coroutine else await _in_thread(function, job)
-        yield await result if inspect.isawaitable(result) else result
+        result = function(job) if is_coroutine else await _in_thread(lambda job: _gathered(function(job)), job)
+        if inspect.isawaitable(result):
+            result = await result
+        yield await _gathered_async(result) if inspect.isasyncgen(result) else _gathered(result)
 
     return handler
+
+
+def _gathered(result: Any) -> Any:
+    """A generator that a plain function returned, as the list of its outputs, or the first that is an error."""
+    if not inspect.isgenerator(result):
+        return result
+    outputs = []
+    with closing(result):
+        for output in result:
+            if read_keys(output).error is not None:
+                return output
+            outputs.append(output)
+    return outputs
+
+
+async def _gathered_async(result: AsyncGeneratorType[Any, Any]) -> Any:
+    outputs = []
+    async with aclosing(result):
+        async for output in result:
+            if read_keys(output).error is not None:
+                return output
+            outputs.append(output)
+    return outputs
 
 
 def _of_generator(function: Callable[[Job], Generator[Any, None, None]]) -> JobHandler:
@@ -89,6 +115,29 @@ def _of_generator(function: Callable[[Job], Generator[Any, None, None]]) -> JobH
             steps.close()
 
     return handler
+
+
+def _of_async_generator(function: Callable[[Job], Any]) -> JobHandler:
+    async def handler(job: Job) -> AsyncGenerator[Any, None]:
+        given = function(job)
+        if inspect.isawaitable(given):
+            given = await given
+        if not inspect.isasyncgen(given):
+            for output in _given_by_a_decorator(given):
+                yield output
+            return
+        async with aclosing(given):
+            async for output in given:
+                yield output
+
+    return handler
+
+
+def _given_by_a_decorator(given: Any) -> Iterator[Any]:
+    """What a decorator that collects a generator's outputs returns in its place: a list is all of them, else one."""
+    if isinstance(given, Iterator):
+        return given
+    return iter(given if isinstance(given, list | tuple) else [given])
 
 
 class _Steps:
@@ -114,17 +163,17 @@ class _Steps:
         self._asked.put(None)
 
     def _live(self, function: Callable[[Job], Generator[Any, None, None]], job: Job) -> None:
-        outputs: Generator[Any, None, None] | None = None
+        outputs: Iterator[Any] | None = None
 
         def step() -> Any:
             nonlocal outputs
             if outputs is None:
-                outputs = function(job)
+                outputs = _given_by_a_decorator(function(job))
             return next(outputs, _END)
 
         while (asked := self._asked.get()) is not None:
             _settle(asked, step)
-        if outputs is not None:
+        if isinstance(outputs, Generator):
             try:
                 outputs.close()
             except BaseException as error:

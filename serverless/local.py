@@ -70,8 +70,7 @@ async def local_platform(
     # A platform's proxy calls by names of its own.
     listens_on = None if arguments.is_realtime else arguments.api_host
     access = Access(key=settings.local_api_key, listens_on=listens_on, origins=settings.cors_origins)
-    only_public = not access.on_loopback or bool(settings.webhook_hosts)
-    webhooks = Webhooks(only_public=only_public, hosts=settings.webhook_hosts)
+    webhooks = Webhooks(only_public=not access.on_loopback, hosts=settings.webhook_hosts)
     app = create_app(
         queue,
         worker_key=worker_key,

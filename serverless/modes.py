@@ -36,6 +36,7 @@ from common.variables import without_wrong_variables
 from common.web_server import PortInUseError, WebServerError, serving
 from serverless import early_sdk
 from serverless.arguments import Arguments
+from serverless.encoding import NotJsonError, copied
 from serverless.environment import PlatformName
 from serverless.failed_start import JOBS_AT_ONCE, failing_service, failure_of, lifespan_that_fails, report_failed_start
 from serverless.invocation import EXIT_FAILED, EXIT_OK, EXIT_USAGE, Invocation
@@ -239,7 +240,7 @@ async def _answer(service: Service, job: Job, outputs: list[Any]) -> str | None:
     with record.in_context():
         try:
             with received_by(_show_progress):
-                async with aclosing(service.handler(job)) as answer:
+                async with aclosing(service.handler(dict(job))) as answer:  # it may change its job
                     async for output in answer:
                         reading = service.read(output)
                         if (error := reading.error) is None and not reading.is_empty:
@@ -261,10 +262,11 @@ def _show_progress(job_id: str, progress: Any) -> bool:
 
 def _print_report(report: dict[str, Any]) -> int:
     try:
-        text = json.dumps(report, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
-    except (TypeError, ValueError) as error:
-        log.error("the output is not JSON: %s", error)
-        return EXIT_FAILED
+        report = copied(report)
+    except NotJsonError:
+        error = JobError("an output of this job is not JSON")
+        report = {"id": report["id"], "status": "FAILED", "error": error.as_json()}
+    text = json.dumps(report, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None)
     sys.stdout.buffer.write(f"{text}\n".encode("utf-8", "replace"))  # UTF-8, whatever the locale says
     sys.stdout.flush()
     return EXIT_FAILED if "error" in report else EXIT_OK

@@ -18,13 +18,13 @@ class PlatformError(Exception):
     def __init__(self, reason: str, status: int | None = None, *, never: bool = False) -> None:
         super().__init__(reason)
         self.status = status
-        self._never = never
+        self.is_unsendable = never
 
     @property
     def is_final(self) -> bool:
         """Whether the same call can never succeed: the platform understood and refused."""
         refused = self.status is not None and 400 <= self.status < 500 and self.status not in (408, 425, 429)
-        return refused or self._never
+        return refused or self.is_unsendable
 
 
 class Platform(Protocol):

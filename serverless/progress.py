@@ -8,16 +8,14 @@ sends it. A job's reports are sent one after the other, and before its result or
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import orjson
-
 from common.tasks import cancel
+from serverless.encoding import NotJsonError, copied
 from serverless.service import Job
 
 log = logging.getLogger("worker.jobs")
@@ -56,22 +54,14 @@ def progress_update(job: Job, progress: Any) -> bool:
         log.warning("progress_update: expected the job that the handler was called with, not %s", type(job).__name__)
         return False
     try:
-        value = _copy(progress)
-    except (TypeError, ValueError, RecursionError):
+        value = copied(progress)
+    except NotJsonError:
         log.error("job %s: its progress is not JSON (%s)", job_id, type(progress).__name__)
         return False
     if _receiver is None or not _receiver(job_id, value):
         log.debug("job %s: progress of a job that is not running", job_id)
         return False
     return True
-
-
-def _copy(value: Any) -> Any:
-    """A JSON value's own copy. Raises TypeError, ValueError or RecursionError if it is not one."""
-    try:
-        return orjson.loads(orjson.dumps(value))
-    except (orjson.JSONEncodeError, orjson.JSONDecodeError):  # it is stricter than JSON: large numbers, odd characters
-        return json.loads(json.dumps(value))
 
 
 class ProgressReports:

@@ -216,7 +216,8 @@ class Runner:
         if isinstance(large := job.get("input"), LargeJson) and not self._service.takes_large_json:
             job = job | {"input": await asyncio.to_thread(json.loads, large.text)}
         has_left_out = False
-        async with aclosing(self._service.handler(job)) as answer:
+        # The handler may do with its job what it likes; results go by the id that the platform gave.
+        async with aclosing(self._service.handler(dict(job))) as answer:
             async for output in answer:
                 reading = self._service.read(output)
                 run.asks_refresh = run.asks_refresh or reading.asks_refresh
@@ -301,4 +302,4 @@ def _break_off_of(error: PlatformError) -> JobError:
     """What the reader of a stream is told when a part of it was not taken."""
     if error.status == 413:
         return JobError(TOO_LARGE, code=413, kind="invalid_request_error")
-    return AnswerCutOffError(BROKEN_OFF)
+    return AnswerCutOffError(f"{BROKEN_OFF}: {error}" if error.is_unsendable else BROKEN_OFF)

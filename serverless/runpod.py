@@ -15,7 +15,6 @@ runpod.version                               __version__
 from __future__ import annotations
 
 import asyncio
-import json
 import multiprocessing
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager, closing, suppress
@@ -26,7 +25,6 @@ from urllib.parse import quote
 
 import aiohttp
 import httpx
-import orjson
 from runpod.http_client import AsyncClientSession
 from runpod.serverless.modules.rp_http import JOB_DONE_URL, JOB_STREAM_URL
 from runpod.serverless.modules.rp_job import _job_get_url, _job_stop_url
@@ -37,6 +35,7 @@ from common.helper_process import HelperError, HelperProcess
 from common.large_json import LARGE_BYTES
 from common.parent_death import die_with_parent
 from serverless.early_sdk import route_progress
+from serverless.encoding import NotJsonError, encode
 from serverless.heartbeat import Heart
 from serverless.platform import PlatformError
 from serverless.polling import LONG_POLL_SECONDS
@@ -209,7 +208,9 @@ class RunPodPlatform:
 
 async def _post(channel: Channel, data: dict[str, Any]) -> None:
     try:
-        status = await channel.post(_encode(data))
+        status = await channel.post(encode(data))
+    except NotJsonError as error:
+        raise PlatformError(str(error), never=True) from None
     except (httpx.TransportError, TimeoutError) as error:
         raise PlatformError(f"no answer ({type(error).__name__})") from error
     if status >= 300:
@@ -232,17 +233,6 @@ async def _read(response: aiohttp.ClientResponse) -> _Answer:
                 return _Answer(response.status, [piece async for piece in response.content.iter_any()])
         except (aiohttp.ClientError, TimeoutError) as error:
             raise PlatformError(f"the answer broke off ({type(error).__name__})") from error
-
-
-def _encode(data: dict[str, Any]) -> bytes:
-    try:
-        return orjson.dumps(data)
-    except orjson.JSONEncodeError:  # half of a surrogate pair, a very long number, or not JSON at all
-        pass
-    try:
-        return json.dumps(data).encode()
-    except (TypeError, ValueError, RecursionError):
-        raise PlatformError("it is not JSON", never=True) from None
 
 
 def jobs_in_progress() -> int:

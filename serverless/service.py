@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from common.errors import JobError
+from common.errors import JobError, json_text
 
 Job = dict[str, Any]
 """A job as the platform hands it over: `{"id": text, "input": anything, …}`."""
@@ -59,10 +59,18 @@ def read_keys(output: Any) -> Reading:
     error = output.get("error")
     return Reading(
         rest,
-        error=str(error) if error else None,
+        error=_as_text(error) if error else None,
         asks_refresh=bool(output.get("refresh_worker")),
         is_empty=not rest,
     )
+
+
+def _as_text(error: Any) -> str:
+    """An error as the text that platforms take: a list, such as that of `validate`, or an object as JSON."""
+    if isinstance(error, list | dict):
+        with suppress(TypeError, ValueError, RecursionError):
+            return json_text(error)
+    return str(error)
 
 
 @dataclass(frozen=True)

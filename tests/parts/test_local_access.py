@@ -272,18 +272,38 @@ async def test_webhook_to_a_private_address_is_refused_where_others_can_submit(q
 
 
 async def test_webhook_to_a_public_address_is_taken_and_one_that_leads_nowhere_is_not() -> None:
-    webhooks = Webhooks(only_public=True, hosts={"inside"})
+    webhooks = Webhooks(only_public=True)
     async with client_of(EVERYWHERE, webhooks=webhooks) as client:
         for url, status in (
             ("https://1.1.1.1/hook", 200),
             ("https://[2606:4700::1111]/hook", 200),
-            ("http://inside:9/", 200),
             ("http://no-such-host.invalid/", 400),
             (f"http://{'a' * 300}.example/", 400),
             ("http://1.1.1.1:99999/", 400),
         ):
             answer = await client.post("/run", json={"input": 1, "webhook": url})
             assert (url, answer.status_code) == (url, status)
+    await webhooks.close()
+
+
+@pytest.mark.parametrize("only_public", [False, True])
+async def test_hosts_that_are_named_are_the_only_ones_that_webhooks_lead_to(only_public: bool) -> None:
+    webhooks = Webhooks(only_public=only_public, hosts={"Inside", "10.0.0.7", "::1"})
+    async with client_of(EVERYWHERE, webhooks=webhooks) as client:
+        for url, status in (
+            ("http://inside:9/", 200),
+            ("http://INSIDE./", 200),
+            ("http://10.0.0.7:8080/", 200),
+            ("http://[::1]/", 200),
+            ("https://1.1.1.1/hook", 400),
+            ("http://10.0.0.8/", 400),
+            ("http://127.0.0.1/", 400),
+            ("http://inside.example/", 400),
+            ("http://inside@1.1.1.1/", 400),
+        ):
+            answer = await client.post("/run", json={"input": 1, "webhook": url})
+            assert (url, answer.status_code) == (url, status)
+            assert status == 200 or "WEBHOOK_HOSTS" in answer.text
     await webhooks.close()
 
 

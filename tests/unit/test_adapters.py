@@ -54,11 +54,46 @@ def with_more(more: int, job: Job) -> Generator[Any, None, None]:
         (Callable_(), [6], False),
         (functools.partial(with_more, 2), [7], True),
         (lambda job: coroutine(job), [6], False),
+        (lambda job: generator(job), [[5, 6]], False),
+        (lambda job: async_generator(job), [[5, 6]], False),
+        (lambda job: ({"error": n} for n in (0, job["input"], 7)), [{"error": 5}], False),
     ],
 )
 async def test_every_kind_of_handler(handler: Callable[[Job], Any], outputs: list[Any], streams: bool) -> None:
     assert [output async for output in as_job_handler(handler)({"id": "a", "input": 5})] == outputs
     assert is_generator(handler) is streams
+
+
+def collecting(outputs: Callable[[Job], Any], collect: Callable[[Any], Any]) -> Callable[[Job], Any]:
+    """As a decorator would that gathers what a generator yields."""
+
+    @functools.wraps(outputs)
+    def gathered(job: Job) -> Any:
+        return collect(outputs(job))
+
+    return gathered
+
+
+async def listed(outputs: AsyncGenerator[Any, None]) -> list[Any]:
+    return [output async for output in outputs]
+
+
+@pytest.mark.parametrize(
+    ("handler", "outputs"),
+    [
+        (collecting(generator, list), [5, 6]),
+        (collecting(generator, tuple), [5, 6]),
+        (collecting(generator, sum), [11]),
+        (collecting(generator, lambda outputs: dict.fromkeys(outputs)), [{5: None, 6: None}]),
+        (collecting(generator, lambda outputs: outputs), [5, 6]),
+        (collecting(generator, lambda outputs: map(str, outputs)), ["5", "6"]),
+        (collecting(async_generator, lambda outputs: outputs), [5, 6]),
+        (collecting(async_generator, listed), [5, 6]),
+    ],
+)
+async def test_decorator_may_gather_what_a_generator_yields(handler: Callable[[Job], Any], outputs: list[Any]) -> None:
+    assert [output async for output in as_job_handler(handler)({"id": "a", "input": 5})] == outputs
+    assert is_generator(handler)
 
 
 @pytest.mark.parametrize(

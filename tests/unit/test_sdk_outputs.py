@@ -49,7 +49,10 @@ async def results_of(handler: Callable[[Job], Any], delivery: Delivery = NO_STRE
         ({"n": 1, "error": ""}, Reading({"n": 1})),
         ({"error": None}, Reading({}, is_empty=True)),
         ({"n": 1, "error": "no"}, Reading({"n": 1}, error="no")),
-        ({"error": {"code": 5}}, Reading({}, error="{'code': 5}", is_empty=True)),
+        ({"error": {"code": 5}}, Reading({}, error='{"code": 5}', is_empty=True)),
+        ({"error": ["n is a required input."]}, Reading({}, error='["n is a required input."]', is_empty=True)),
+        ({"error": [{5}]}, Reading({}, error="[{5}]", is_empty=True)),
+        ({"error": 5}, Reading({}, error="5", is_empty=True)),
         ({"n": 1, "refresh_worker": True}, Reading({"n": 1}, asks_refresh=True)),
         ({"n": 1, "refresh_worker": False}, Reading({"n": 1})),
         ({"refresh_worker": True}, Reading({}, asks_refresh=True, is_empty=True)),
@@ -90,6 +93,26 @@ async def test_yield_that_only_asks_for_a_refresh_is_not_streamed() -> None:
         yield {"refresh_worker": True}
 
     assert (await results_of(steps, STREAMED)).posts == [("output", 1), ("result", [1])]
+
+
+@pytest.mark.parametrize("change", [dict.clear, lambda job: job.pop("id"), lambda job: job.update(id="other")])
+async def test_result_goes_to_its_job_whatever_the_handler_does_to_what_it_got(change: Callable[[Job], Any]) -> None:
+    class Noting(Platform):
+        async def post_result(self, job: Job, result: dict[str, Any]) -> None:
+            self.posts.append((job["id"], result))
+
+    def changes_it(job: Job) -> str:
+        change(job)
+        return "done"
+
+    platform = Noting()
+    async with service_of(changes_it)() as service:
+        jobs = JobLoop(platform, service, concurrency=lambda _: 2, delivery=NO_STREAM)
+        platform.jobs.put_nowait({"id": "a", "input": None})
+        jobs.start()
+        await until(lambda: platform.posts)
+        await jobs.stop(timeout_seconds=0)
+    assert platform.posts == [("a", {"output": "done"})]
 
 
 class Large:
