@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a variable of the worker; NAME alone takes its value from here, as in docker run",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the request's body; send nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the request's body; send nothing (--update reads the endpoint)"
+    )
     parser.add_argument("--yes", action="store_true", help="do not ask")
     actions = parser.add_mutually_exclusive_group()
     actions.add_argument("--update", metavar="ID", help="change an endpoint to what the other options say")
@@ -97,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 async def _run(arguments: argparse.Namespace) -> int:
+    _check_options_belong_together(arguments)
     if arguments.dry_run and not arguments.update:
         return _dry_run(_planned(arguments))
     planned = (
@@ -119,6 +123,16 @@ async def _run(arguments: argparse.Namespace) -> int:
         return await logs(api, arguments.logs)
 
 
+def _check_options_belong_together(arguments: argparse.Namespace) -> None:
+    """Raises UsageError where an option would be left out of account."""
+    action = next((name for name in ("delete", "status", "logs") if getattr(arguments, name)), None)
+    names = ("image", "gpu", "kind", "name", "max_workers", "volume", "registry", "env", "dry_run")
+    given = [name for name in names if getattr(arguments, name) not in (None, False)]
+    if action and given:
+        flags = ("--type" if name == "kind" else f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"--{action} takes no {', '.join(flags)}")
+
+
 def _wanted(arguments: argparse.Namespace) -> tuple[Wanted, frozenset[str]]:
     """What the command line asks for, and the names of the fields that it gives."""
     named = {name: getattr(arguments, name) for name in ("image", "gpu", "kind", "name", "max_workers", "volume")}
@@ -132,7 +146,7 @@ def _environment(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         name, equals, value = word.partition("=")
         if not name or any(character.isspace() for character in name):
-            raise UsageError(f"--env {word!r}: expected NAME=VALUE, or NAME")
+            raise UsageError(f"--env {name!r}: expected NAME=VALUE, or NAME")  # without the value, which may be secret
         if not equals and name not in os.environ:
             raise UsageError(f"--env {name}: it has no value, and is not set here")
         environment[name] = value if equals else os.environ[name]
@@ -164,10 +178,16 @@ async def create(api: RestV2, planned: Deployment, *, key: str, is_agreed: bool)
     say(_cost(planned, price_per_hour(planned.preset, catalogue)))
     if not _agrees("Create this endpoint?", is_agreed):
         return _failed(1, "nothing was created")
-    try:
-        endpoint = await api.create(planned.body)
-    except ApiError as error:
-        raise await _perhaps_created(api, planned, error) from error
+    with _errors_masked(planned.mask):
+        try:
+            endpoint = await api.create(planned.body)
+        except ApiError as error:
+            raise await _perhaps_created(api, planned, error) from error
+        return await _follow(api, endpoint, planned, key=key)
+
+
+async def _follow(api: RestV2, endpoint: Mapping[str, Any], planned: Deployment, *, key: str) -> int:
+    """From a new endpoint to its first answer, and what a client needs."""
     endpoint_id = endpoint["id"]
     say(f"endpoint {endpoint_id} is created; it costs nothing until a worker starts, which the first request does")
     try:
@@ -190,9 +210,20 @@ async def create(api: RestV2, planned: Deployment, *, key: str, is_agreed: bool)
     return 0
 
 
+@contextmanager
+def _errors_masked(mask: Mask) -> Iterator[None]:
+    """Errors are told without the secrets of a request, which an API may quote."""
+    try:
+        yield
+    except ApiError as error:
+        raise ApiError(mask(str(error)), error.status) from None
+    except NoAnswerError as error:
+        raise NoAnswerError(mask(str(error))) from None
+
+
 async def _perhaps_created(api: RestV2, planned: Deployment, error: ApiError) -> ApiError:
     """The error, with the endpoints of that name if nobody knows whether the request was carried out."""
-    if error.status is not None and error.status < 500:
+    if error.status is not None and 400 <= error.status < 500:
         return error
     name = planned.body["name"]
     try:
@@ -211,16 +242,18 @@ async def update(api: RestV2, arguments: argparse.Namespace) -> int:
         planned.body["gpu"] = with_catalogue(planned.body["gpu"], planned.preset, await api.gpus())
     if not planned.body:
         say(f"endpoint {arguments.update} is already like that")
-        return 0
     if arguments.dry_run:
         return _dry_run(planned)
+    if not planned.body:
+        return 0
     _tell_notes(planned)
     mask = mask_of(endpoint.get("env") or {})
     before = {name: endpoint.get(name) for name in planned.body}
     say(f"before:\n{shown(before, mask)}\nafter:\n{planned.shown()}")
     if not _agrees(f"Change endpoint {arguments.update}?", arguments.yes):
         return _failed(1, "nothing was changed")
-    await api.update(arguments.update, planned.body)
+    with _errors_masked(planned.mask):
+        await api.update(arguments.update, planned.body)
     rollout = (await api.releases(arguments.update)).get("rollout")
     say(f"endpoint {arguments.update} is changed; {_rollout(rollout)}")
     return 0
@@ -273,7 +306,7 @@ def client_lines(endpoint: Mapping[str, Any], model: str) -> str:
     urls = endpoint["requestUrls"]
     header = '-H "Authorization: Bearer $RUNPOD_API_KEY" -H "Content-Type: application/json"'
     chat = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-    if endpoint["type"] == "QUEUE":
+    if "runSync" in urls:
         base = f"{urls['runSync'].removesuffix('/runsync')}/openai/v1"
         curl = f'curl {urls["runSync"]} {header} \\\n    -d \'{{"input": {{"prompt": "Hello World"}}}}\''
     else:

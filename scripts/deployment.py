@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
 from common.masking import MASK, Mask, is_secret_name
@@ -23,6 +24,7 @@ from sglang_engine.presets import KV_BYTES_PER_TOKEN, PRESETS, STATIC_SHARE, Pre
 from sglang_engine.start_time import SIZES_GB, VARIABLE, limit_to_set
 
 TYPES = {"queue": "QUEUE", "http": "LOAD_BALANCER"}
+REQUEST_COUNT = "REQUEST_COUNT"  # the scaler that it sets; a queue may have the other one, by hand
 
 # Each card's serverless pool (https://docs.runpod.io/references/gpu-types#gpu-pools; those of Blackwell cards:
 # https://docs.runpod.io/flash/configuration/gpu-types; the B300's is a guess). With a key, the catalogue is asked.
@@ -131,7 +133,7 @@ def deployment(wanted: Wanted) -> Deployment:
         "gpu": {**_pools(preset), "count": _gpu_count(launch), "minCudaVersion": MIN_CUDA_VERSION},
         "workers": {"min": 0, "max": wanted.max_workers},
         "scaling": {
-            "type": "REQUEST_COUNT",
+            "type": REQUEST_COUNT,
             "requestCount": request_count(launch, preset, environment, size_gb=size_gb, is_known=known),
         },
         "timeout": EXECUTION_TIMEOUT_MS[wanted.kind],
@@ -151,7 +153,7 @@ def deployment(wanted: Wanted) -> Deployment:
 
 def _problems(wanted: Wanted) -> Iterator[str]:
     if wanted.gpu not in PRESETS:
-        yield f"--gpu {wanted.gpu}: expected one of {', '.join(PRESETS)}"
+        yield f"--gpu {wanted.gpu!r}: expected one of {', '.join(PRESETS)}{_hint(wanted.gpu.lower())}"
     if not wanted.image or re.search(r"\s", wanted.image):
         yield f"--image {wanted.image!r}: expected an image's name, such as ghcr.io/<owner>/glm-flash-worker:0.2.0"
     if wanted.max_workers < 1:
@@ -160,6 +162,12 @@ def _problems(wanted: Wanted) -> Iterator[str]:
         yield f"--env PRESET={wanted.environment['PRESET']}: --gpu {wanted.gpu} sets it"
     if wanted.environment.get("MODE", "").lower() not in ("", "http" if wanted.kind == "http" else "queue"):
         yield f"--env MODE={wanted.environment['MODE']}: --type sets it"
+
+
+def _hint(gpu: str) -> str:
+    """The presets that were probably meant: those that have the word in their name, or else the nearest one."""
+    near = [name for name in PRESETS if gpu and gpu in name] or get_close_matches(gpu, PRESETS, n=1)
+    return f" (do you mean {' or '.join(near)}?)" if near else ""
 
 
 def _ports(environment: Mapping[str, str]) -> list[int]:
@@ -327,9 +335,14 @@ def changes(endpoint: Mapping[str, Any], wanted: Wanted, given: frozenset[str]) 
         for name, value in after.body.items()
         if name not in ("type", "workers", "env") and value != before.get(name)
     }
+    if endpoint.get("scaling", {}).get("type", REQUEST_COUNT) != REQUEST_COUNT:
+        body.pop("scaling", None)
+    if "gpu" in body and (endpoint.get("gpu") or {}).get("allowedCudaVersions"):
+        # They exclude the floor, and stay unless they are cleared in the same request.
+        body["gpu"] = {name: value for name, value in body["gpu"].items() if name != "minCudaVersion"}
     if after.body["env"] != had:
         body["env"] = after.body["env"]
-    if "max_workers" in given and new.max_workers != endpoint["workers"]["max"]:
+    if "max_workers" in given and new.max_workers != endpoint["workers"].get("max"):
         body["workers"] = {**endpoint["workers"], "max": new.max_workers}
     return replace(after, body=body)
 
@@ -342,7 +355,7 @@ def _as_wanted(endpoint: Mapping[str, Any], environment: Mapping[str, str]) -> W
         gpu=environment.get("PRESET", ""),
         kind="http" if endpoint.get("type") == TYPES["http"] else "queue",
         name=str(endpoint["name"]),
-        max_workers=max(1, int(endpoint["workers"]["max"])),  # RunPod sets it to 0 after a week without requests
+        max_workers=max(1, int(endpoint["workers"].get("max", 1))),  # RunPod sets it to 0 after a week without requests
         volume=str(volumes[0]),
         registry=str(endpoint.get("registry") or ""),
         environment=_without_preset(environment),

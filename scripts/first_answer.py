@@ -46,16 +46,28 @@ class Watch:
     _unhealthy: set[str] = field(default_factory=set)
 
     async def look(self) -> None:
-        """Ask once. Tells the last lines of a worker that has become unhealthy."""
-        found = await self.api.workers(self.endpoint_id)
-        told, now = _summary(found), time.monotonic()
-        if told != self._told or now - self._told_at >= TELL_SECONDS:
-            self._told, self._told_at = told, now
-            self.say(f"{now - self.began:5.0f} s  {told}")
+        """Ask once. Tells the last lines of a worker that has become unhealthy.
+
+        An API that cannot be reached for a while is told of, and asked again the next time. Raises ApiError.
+        """
+        try:
+            found = await self.api.workers(self.endpoint_id)
+        except ApiError as error:
+            if not error.may_pass:
+                raise
+            return self._tell(f"workers: not known now ({error})")
+        self._tell(_summary(found))
         for worker in found["workers"]:
             if worker["status"] == "UNHEALTHY" and worker["id"] not in self._unhealthy:
                 self._unhealthy.add(worker["id"])
                 await tell_last_lines(self.api, self.endpoint_id, worker["id"], self.say)
+
+    def _tell(self, line: str) -> None:
+        """Say it if it is new, or after TELL_SECONDS."""
+        now = time.monotonic()
+        if line != self._told or now - self._told_at >= TELL_SECONDS:
+            self._told, self._told_at = line, now
+            self.say(f"{now - self.began:5.0f} s  {line}")
 
 
 def _summary(found: Mapping[str, Any]) -> str:
@@ -96,11 +108,13 @@ async def first_answer(
     watch = Watch(api, endpoint["id"], say)
     seconds = HOST_SECONDS + init_timeout_seconds
     headers = {"Authorization": f"Bearer {key}", "User-Agent": USER_AGENT}
-    urls = endpoint["requestUrls"]
+    urls = endpoint.get("requestUrls")
+    if not urls:
+        raise NoAnswerError("RunPod's answer does not say where the endpoint can be asked (requestUrls)")
     async with httpx.AsyncClient(headers=headers, timeout=30.0) as client:
         try:
             async with asyncio.timeout(seconds):
-                if endpoint["type"] == "QUEUE":
+                if "run" in urls:
                     return await _by_queue(client, urls, watch)
                 return await _by_http(client, urls["base"], model, watch)
         except TimeoutError as error:

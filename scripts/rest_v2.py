@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,7 @@ import httpx
 from gateway.sse import EventFramer, EventTooLargeError
 
 BASE_URL = "https://api.runpod.io/v2"
+KEYS_PAGE = "https://console.runpod.io/user/settings"
 USER_AGENT = "glm-flash-worker"  # without one of their own, clients are taken for bots
 REQUEST_SECONDS = 30.0
 TRIES = 5  # of what can be sent again
@@ -32,6 +33,11 @@ class ApiError(Exception):
     def __init__(self, message: str, status: int | None = None) -> None:
         super().__init__(" ".join(message.split()))
         self.status = status
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same may succeed later: there was no answer, or one of a server in trouble."""
+        return self.status is None or self.status == 429 or self.status >= 500
 
 
 @dataclass(frozen=True)
@@ -58,15 +64,15 @@ class RestV2:
 
     async def create(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """A new endpoint. Raises ApiError; without a status, it may have been created nevertheless."""
-        return await self._json("POST", "/serverless", body)
+        return await self._json("POST", "/serverless", body, has=("id",))
 
     async def endpoint(self, endpoint_id: str) -> dict[str, Any]:
         """An endpoint."""
-        return await self._json("GET", f"/serverless/{endpoint_id}")
+        return await self._json("GET", f"/serverless/{endpoint_id}", has=("name", "workers"))
 
     async def endpoints(self) -> list[dict[str, Any]]:
         """All endpoints of the account."""
-        return list((await self._json("GET", "/serverless"))["endpoints"])
+        return list((await self._json("GET", "/serverless", has=("endpoints",)))["endpoints"])
 
     async def update(self, endpoint_id: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Change an endpoint; fields that are not in the body stay."""
@@ -78,7 +84,7 @@ class RestV2:
 
     async def workers(self, endpoint_id: str) -> dict[str, Any]:
         """An endpoint's active workers and their number by status."""
-        return await self._json("GET", f"/serverless/{endpoint_id}/workers")
+        return await self._json("GET", f"/serverless/{endpoint_id}/workers", has=("workers", "summary"))
 
     async def releases(self, endpoint_id: str) -> dict[str, Any]:
         """An endpoint's releases, the newest first, and how many workers have it."""
@@ -86,7 +92,7 @@ class RestV2:
 
     async def gpus(self) -> list[dict[str, Any]]:
         """The types of GPU, with pools and prices."""
-        return list((await self._json("GET", "/catalog/gpus"))["gpus"])
+        return list((await self._json("GET", "/catalog/gpus", has=("gpus",)))["gpus"])
 
     async def log_lines(
         self, endpoint_id: str, worker_id: str, *, tail: int, after: str = ""
@@ -112,7 +118,10 @@ class RestV2:
         except (httpx.HTTPError, EventTooLargeError) as error:
             raise ApiError(f"the log of {worker_id} broke off: {_named(error)}") from error
 
-    async def _json(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    async def _json(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, has: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """The answer of success, with these fields in it. Raises ApiError."""
         response = await self._answered(method, path, body)
         try:
             answer = response.json()
@@ -120,6 +129,8 @@ class RestV2:
             answer = None
         if not isinstance(answer, dict):
             raise ApiError(f"RunPod's answer to {method} {path} is not a JSON object", response.status_code)
+        if missing := [name for name in has if name not in answer]:
+            raise ApiError(f"RunPod's answer to {method} {path} has no {', '.join(missing)}", response.status_code)
         return answer
 
     async def _answered(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
@@ -161,7 +172,9 @@ def _refused(response: httpx.Response) -> ApiError:
     details = [str(fields.get("detail") or ""), *(map(str, errors) if isinstance(errors, list) else ())]
     message = f"RunPod refused it ({what}): {'; '.join(filter(None, details)) or 'it did not say why'}"
     if response.status_code == 401:
-        message += "; RUNPOD_API_KEY is not a valid key (https://console.runpod.io/user/settings)"
+        message += f"; RUNPOD_API_KEY is not a valid key ({KEYS_PAGE})"
+    if response.status_code == 403:
+        message += f"; RUNPOD_API_KEY needs a key with the permission Read/Write, or All ({KEYS_PAGE})"
     return ApiError(message, response.status_code)
 
 

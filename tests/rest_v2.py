@@ -53,11 +53,11 @@ GPU = {"pools", "excludedTypes", "count", "allowedCudaVersions", "minCudaVersion
 CUDA = r"\d+\.\d+"
 
 
-def refusals(body: Any, *, endpoint_type: str | None = None) -> list[str]:
-    """What the API has against a body: of POST, or of PATCH to an endpoint of a type. Empty if it takes it."""
+def refusals(body: Any, *, endpoint: dict[str, Any] | None = None) -> list[str]:
+    """What the API has against a body: of POST, or of PATCH to this endpoint. Empty if it takes it."""
     if not isinstance(body, dict):
         return ["$: an object is expected"]
-    is_new = endpoint_type is None
+    is_new, there = endpoint is None, endpoint or {}
     found = [f"$: additional properties '{name}' not allowed" for name in body.keys() - (CREATE if is_new else UPDATE)]
     if is_new:
         found += [f"$: missing property '{name}'" for name in ("name", "type", "scaling") if name not in body]
@@ -67,11 +67,13 @@ def refusals(body: Any, *, endpoint_type: str | None = None) -> list[str]:
             found.append("$: exactly one of gpu and cpu")
         if body.get("type") not in ("QUEUE", "LOAD_BALANCER"):
             found.append("$.type: QUEUE or LOAD_BALANCER")
-    kind = endpoint_type or body.get("type")
+    kind = there.get("type") or body.get("type")
     found += [text for name, check in _CHECKS.items() if name in body for text in check(body[name])]
     found += _against_gpu(body["gpu"], is_new) if "gpu" in body else []
+    found += _against_both_cuda({**there.get("gpu", {}), **body.get("gpu", {})})
     found += _against_scaling(body["scaling"], kind) if "scaling" in body else []
-    found += _against_workers(body["workers"], kind, body.get("scaling") or {}) if "workers" in body else []
+    scaling = body.get("scaling") or there.get("scaling") or {}
+    found += _against_workers(body["workers"], kind, scaling) if "workers" in body else []
     return found
 
 
@@ -130,7 +132,11 @@ def _against_gpu(gpu: dict[str, Any], is_new: bool) -> Iterator[str]:
     if floor is not None and not re.fullmatch(CUDA if is_new else f"|{CUDA}", floor):
         yield "$.gpu.minCudaVersion: major.minor"
     yield from _texts("gpu.allowedCudaVersions", exact, CUDA)
-    if floor and exact:
+
+
+def _against_both_cuda(gpu: dict[str, Any]) -> Iterator[str]:
+    """Setting one does not clear the other: what an endpoint has counts too."""
+    if gpu.get("minCudaVersion") and gpu.get("allowedCudaVersions"):
         yield "$.gpu: minCudaVersion and allowedCudaVersions exclude each other"
 
 
@@ -184,6 +190,14 @@ class RestApi:
     cancelled: list[str] = field(default_factory=list)
     loses_answers: bool = False
     """Whether a POST is carried out and then answered with 502."""
+    quotes: bool = False
+    """Whether it refuses every body and says what was in it."""
+    odd_answers: dict[str, Any] = field(default_factory=dict)
+    """Path below the API's own -> what is answered in place of what belongs there."""
+
+    def refusals_of(self, body: Any, *, endpoint: dict[str, Any] | None = None) -> list[str]:
+        """Those of `refusals`, and one that quotes the body if it is that kind of API."""
+        return [*refusals(body, endpoint=endpoint), *([f"$: not {json.dumps(body)}"] if self.quotes else [])]
 
     def add(self, body: dict[str, Any], endpoint_id: str = ID) -> dict[str, Any]:
         """An endpoint as it is after it was created."""
@@ -221,6 +235,8 @@ def create_app(api: RestApi) -> FastAPI:
         if api.faults and request.url.path.startswith("/rest/"):
             status, headers = api.faults.pop(0)
             return Response("<html>", status, headers)
+        if (path := request.url.path.removeprefix("/rest")) in api.odd_answers:
+            return JSONResponse(api.odd_answers[path])
         body = await request.body()
         if request.method != "GET":
             api.requests.append((request.method, request.url.path, json.loads(body) if body else None))
@@ -247,7 +263,7 @@ def _endpoints(api: RestApi) -> APIRouter:
     @router.post("/serverless")
     async def create(request: Request) -> Response:
         body = await request.json()
-        if found := refusals(body):
+        if found := api.refusals_of(body):
             return problem(422, "Unprocessable Entity", "Request validation failed.", found)
         endpoint = api.add(body)
         return problem(502, "Bad Gateway", "upstream") if api.loses_answers else JSONResponse(endpoint, 201)
@@ -261,7 +277,7 @@ def _endpoints(api: RestApi) -> APIRouter:
             return Response(status_code=204)
         if request.method == "PATCH":
             body = await request.json()
-            if found := refusals(body, endpoint_type=endpoint["type"]):
+            if found := api.refusals_of(body, endpoint=endpoint):
                 return problem(422, "Unprocessable Entity", "Request validation failed.", found)
             endpoint |= body
         return JSONResponse(endpoint)

@@ -7,7 +7,7 @@ import io
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -26,7 +26,7 @@ NEW = ("--image", IMAGE, "--gpu", "h100")
 COMPLETED = {"status": "COMPLETED", "output": [ANSWER]}
 SECRET = "hf_0123456789"  # noqa: S105
 
-Run = Callable[..., Awaitable[tuple[int, str, str]]]
+Run = Callable[..., Coroutine[Any, Any, tuple[int, str, str]]]
 
 
 class Terminal(io.StringIO):
@@ -146,6 +146,9 @@ async def test_value_of_a_variable_can_come_from_the_shell(
         ((*NEW, "--env", "TP_SIZE=two", "--env", "MAX_N=x"), "MAX_N='x'"),
         ((*NEW, "--env", "NOT_SET_ANYWHERE"), "not set here"),
         ((*NEW, "--env", "=x"), "expected NAME=VALUE"),
+        ((*NEW, "--env", f"HF TOKEN={SECRET}"), "--env 'HF TOKEN': expected NAME=VALUE"),
+        (("--delete", ID, "--dry-run"), "--delete takes no --dry-run"),
+        (("--status", ID, "--gpu", "h100", "--type", "http"), "--status takes no --gpu, --type"),
     ],
 )
 async def test_wrong_command_line_ends_with_2_and_sends_nothing(
@@ -154,6 +157,7 @@ async def test_wrong_command_line_ends_with_2_and_sends_nothing(
     code, out, err = await run(*words, "--yes")
     assert (code, out) == (2, "")
     assert named in err
+    assert SECRET not in err
     assert not api.requests
 
 
@@ -176,6 +180,62 @@ async def test_refusal_of_the_api_is_one_line_with_its_reasons(
     assert err.splitlines()[-1] == (
         "RunPod refused it (422 Unprocessable Entity): Request validation failed.; $.gpu.pools: unknown pool 'NOWHERE'"
     )
+
+
+async def test_refusal_that_quotes_the_request_is_told_without_its_secrets(
+    api: RestApi, run: Run, body: dict[str, Any]
+) -> None:
+    api.quotes = True
+    words = ("--env", f"HF_TOKEN={SECRET}", "--env", "SGLANG_EXTRA_ARGS=--admin-api-key s3cret-of-mine", "--yes")
+    code, _, err = await run(*NEW, *words)
+    assert code == 1
+    assert '"HF_TOKEN": "***"' in err.splitlines()[-1]
+    assert "s3cret-of-mine" not in err
+    assert SECRET not in err
+    api.add(body)
+    code, _, err = await run("--update", ID, "--env", "MAX_N=4", "--yes")
+    assert code == 1
+    assert "RunPod refused it (422 Unprocessable Entity)" in err
+    assert SECRET not in err
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        (f"/serverless/{ID}", ("--status", ID)),
+        (f"/serverless/{ID}", ("--update", ID, "--gpu", "h200", "--yes")),
+        (f"/serverless/{ID}/workers", ("--status", ID)),
+        (f"/serverless/{ID}/workers", ("--delete", ID, "--yes")),
+        (f"/serverless/{ID}/workers", ("--logs", ID)),
+        ("/catalog/gpus", (*NEW, "--yes")),
+        ("/serverless", (*NEW, "--yes")),
+    ],
+)
+@pytest.mark.parametrize("answer", [{}, [], "text", None])
+async def test_answer_of_another_shape_is_told_in_one_line(
+    api: RestApi, run: Run, body: dict[str, Any], path: str, words: tuple[str, ...], answer: Any
+) -> None:
+    api.add(body)
+    api.odd_answers = {path: answer}
+    code, _, err = await run(*words)
+    assert code == 1
+    assert err.splitlines()[-1].startswith("RunPod's answer to ")
+    assert f" {path} " in err.splitlines()[-1]
+
+
+async def test_new_endpoint_without_addresses_is_named_and_left(api: RestApi, run: Run) -> None:
+    api.odd_answers = {"/serverless": {"id": ID}}
+    code, out, err = await run(*NEW, "--yes")
+    assert (code, out) == (1, "")
+    assert f"--delete {ID} deletes it" in err
+    assert err.endswith("RunPod's answer does not say where the endpoint can be asked (requestUrls)\n")
+
+
+async def test_key_without_the_permission_is_told_which_one_it_needs(api: RestApi, run: Run) -> None:
+    api.faults = [(403, {})]
+    code, _, err = await run("--status", ID)
+    assert code == 1
+    assert err.startswith("RunPod refused it (403 Forbidden): it did not say why; RUNPOD_API_KEY needs a key with the")
 
 
 async def test_wrong_key_is_told_in_one_line(api: RestApi, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,6 +294,30 @@ async def test_unhealthy_worker_shows_its_last_lines_once(api: RestApi, run: Run
     assert "12:05:01 the token *** is not valid" in err
 
 
+async def test_api_that_is_away_for_a_while_does_not_end_the_following(api: RestApi, run: Run) -> None:
+    api.job_states = [{"status": "IN_QUEUE"}]
+    running = asyncio.create_task(run(*NEW, "--yes"))
+    await until(lambda: f"POST /v2/{ID}/run" in changing(api))
+    api.faults = [(503, {}) for _ in range(2 * rest_v2.TRIES)]
+    await until(lambda: not api.faults)
+    api.job_states = [COMPLETED]
+    code, _, err = await running
+    assert code == 0, err
+    assert "workers: not known now (RunPod refused it (503 Service Unavailable): it did not say why)" in err
+    assert api.cancelled == []
+
+
+async def test_endpoint_that_is_gone_ends_the_following_and_its_job(api: RestApi, run: Run) -> None:
+    api.job_states = [{"status": "IN_QUEUE"}]
+    running = asyncio.create_task(run(*NEW, "--yes"))
+    await until(lambda: f"POST /v2/{ID}/run" in changing(api))
+    api.faults = [(404, {})]
+    code, _, err = await running
+    assert code == 1
+    assert err.splitlines()[-1].startswith("RunPod refused it (404 Not Found)")
+    assert api.cancelled == ["job-1"]
+
+
 async def test_endpoint_that_never_answers_ends_the_wait_and_its_job(
     api: RestApi, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,6 +369,14 @@ async def test_dry_run_of_an_update_changes_nothing(api: RestApi, run: Run, body
     assert json.loads(out)["gpu"]["pools"] == ["ADA_24"]
     assert SECRET not in out
     assert not api.requests
+
+
+async def test_dry_run_of_an_update_to_what_is_there_prints_an_empty_body(
+    api: RestApi, run: Run, body: dict[str, Any]
+) -> None:
+    api.add(body)
+    code, out, _ = await run("--update", ID, "--gpu", "h100", "--dry-run")
+    assert (code, json.loads(out)) == (0, {})
 
 
 async def test_delete_names_the_endpoint_and_asks(

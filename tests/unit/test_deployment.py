@@ -122,6 +122,9 @@ def test_model_of_unknown_size_gets_what_the_card_holds_and_a_note() -> None:
     ("wanted", "named"),
     [
         (Wanted(image=IMAGE, gpu="h1000"), "expected one of h100, "),
+        (Wanted(image=IMAGE, gpu="h1000"), "(do you mean h100?)"),
+        (Wanted(image=IMAGE, gpu="H100"), "(do you mean h100 or h100-nvl?)"),
+        (Wanted(image=IMAGE, gpu="4090"), "(do you mean rtx4090-awq?)"),
         (Wanted(image="", gpu="h100"), "--image"),
         (Wanted(image="two words", gpu="h100"), "--image"),
         (Wanted(image=IMAGE, gpu="h100", max_workers=0), "--max-workers 0"),
@@ -208,7 +211,7 @@ def endpoint_with(**more: Any) -> dict[str, Any]:
 def changed(endpoint: dict[str, Any], **given: Any) -> dict[str, Any]:
     wanted = Wanted(**{"image": "", "gpu": "", **given})
     body = changes(endpoint, wanted, frozenset(given)).body
-    assert refusals(body, endpoint_type=endpoint["type"]) == []
+    assert refusals(body, endpoint=endpoint) == []
     return body
 
 
@@ -252,6 +255,21 @@ def test_workers_keep_what_the_user_has_set_by_hand() -> None:
 
 def test_endpoint_that_runpod_scaled_to_nothing_gets_its_workers_back() -> None:
     assert changed(endpoint_with(workers={"min": 0, "max": 0}), max_workers=1) == {"workers": {"min": 0, "max": 1}}
+
+
+def test_cuda_versions_that_were_chosen_by_hand_stay_and_exclude_the_floor() -> None:
+    gpu = {"pools": ["ADA_80_PRO"], "count": 1, "allowedCudaVersions": ["13.0", "13.1"], "minCudaVersion": None}
+    assert changed(endpoint_with(gpu=gpu), gpu="h200")["gpu"] == {"pools": ["HOPPER_141"], "count": 1}
+
+
+def test_queue_delay_that_was_chosen_by_hand_stays_with_its_idle_time_out() -> None:
+    by_hand = {
+        "scaling": {"type": "QUEUE_DELAY", "queueDelay": 4},
+        "workers": {"min": 0, "max": 3, "idleTimeout": 60},
+    }
+    body = changed(endpoint_with(**by_hand), gpu="h200", max_workers=5)
+    assert "scaling" not in body
+    assert body["workers"] == {"min": 0, "max": 5, "idleTimeout": 60}
 
 
 def test_type_cannot_be_changed() -> None:
