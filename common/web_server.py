@@ -11,6 +11,7 @@ HTTP/1.0, which knows no chunks, gets none.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -372,8 +373,10 @@ def listening(host: str, port: int, port_setting: str = "") -> Generator[socket.
     try:
         listener = listen(host, port)
     except OSError as error:
-        hint = f"; {port_setting} chooses another port" if port_setting else ""
-        reason = os.strerror(error.errno) if error.errno else error  # asyncio's text repeats the address
+        is_the_port = port_setting and error.errno in (errno.EADDRINUSE, errno.EACCES)
+        hint = f"; {port_setting} chooses another port" if is_the_port else ""
+        # A number below zero is the resolver's; the text of others repeats the address.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
         raise PortInUseError(f"cannot listen on {host}:{port}: {reason}{hint}") from None
     with listener:
         yield listener

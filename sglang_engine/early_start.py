@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.descriptors import raise_descriptor_limit
+from sglang_engine.errors import EngineError
 from sglang_engine.launch import MODULE, Launch
+from sglang_engine.port_claim import claim_port
 
 GUARD = Path(__file__).with_name("guard.py")
 PRELUDE = Path(__file__).with_name("prelude.py")
@@ -38,6 +40,8 @@ class EarlyStart:
     output: int
     """Where its output is read."""
     gate: int
+    claim: socket.socket
+    """To its port (`port_claim`)."""
 
     def go_on(self) -> None:
         """Let it do more than import."""
@@ -51,11 +55,14 @@ class EarlyStart:
         os.close(self.output)
         os.close(self.gate)
         self.guard.wait()
+        self.claim.close()
 
 
 def start_early(launch: Launch, environ: Mapping[str, str]) -> EarlyStart | None:
     """Start the engine. None if that does not work: the start that comes later says why."""
-    if is_listening(launch):
+    try:
+        claim = claim_port(launch)
+    except (EngineError, OSError):
         return None
     began, started = time.monotonic(), launch.with_models_on_disk(environ)
     raise_descriptor_limit()
@@ -77,17 +84,10 @@ def start_early(launch: Launch, environ: Mapping[str, str]) -> EarlyStart | None
         line.close()
         os.close(output)
         os.close(gate)
+        claim.close()
         return None
     finally:
         theirs.close()
         os.close(output_end)
         os.close(gate_end)
-    return EarlyStart(launch, started, began, guard, line, output, gate)
-
-
-def is_listening(launch: Launch) -> bool:
-    """Whether something listens on the engine's port already."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(launch.host, launch.host)
-    with suppress(OSError), socket.create_connection((host, launch.port), timeout=1.0):
-        return True
-    return False
+    return EarlyStart(launch, started, began, guard, line, output, gate, claim)

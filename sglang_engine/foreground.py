@@ -12,13 +12,19 @@ from typing import NoReturn
 
 from common.masking import Mask
 from common.tasks import cancel
+from sglang_engine.errors import EngineError
 from sglang_engine.hub import DownloadWatch
 from sglang_engine.launch import Launch
+from sglang_engine.port_claim import claim_port
 from sglang_engine.posix import wait_for_exit
 
 
 def serve(launch: Launch, mask: Mask) -> NoReturn:
-    """Become SGLang: signals, the exit code and the terminal are its own."""
+    """Become SGLang: signals, the exit code and the terminal are its own. Exits with 1 if its port is taken."""
+    try:
+        os.set_inheritable(claim_port(launch).detach(), True)
+    except EngineError as error:
+        sys.exit(str(error))
     launch = launch.with_models_on_disk(os.environ)
     if (watch := launch.download_watch(os.environ)) is not None:
         _watch_download(watch)

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import logging
 import os
+import socket
 import time
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -17,13 +18,14 @@ from common import meters
 from common.descriptors import lacks_descriptors
 from common.masking import Mask
 from common.tasks import cancel
-from sglang_engine.early_start import EarlyStart, is_listening
+from sglang_engine.early_start import EarlyStart
 from sglang_engine.errors import EngineError
 from sglang_engine.failure_causes import Diagnosis, diagnose
 from sglang_engine.guarded import GuardedProcess
 from sglang_engine.hub import DownloadWatch
 from sglang_engine.launch import Launch
 from sglang_engine.output import Output
+from sglang_engine.port_claim import claim_port
 from sglang_engine.posix import group_members, name_of, wait_for_exit
 from sglang_engine.start_phases import PHASES, StartPhases, process_began_at, text_of
 
@@ -77,6 +79,7 @@ class Engine:
         """Where the last start went, in seconds (`start_phases`)."""
         self._phases: StartPhases | None = None
         self._early = early
+        self._claim: socket.socket | None = None
         self._process: GuardedProcess | None = None
         self._output: Output | None = None
         self._vital: dict[int, str] = {}
@@ -88,8 +91,8 @@ class Engine:
     async def start(self) -> None:
         """Start the process; returns at once.
 
-        Raises EngineError if SGLang is not installed, the machine does not let it start, or something else listens on
-        its port: SGLang would notice only after minutes, and until then the other server would be mistaken for it.
+        Raises EngineError if SGLang is not installed, the machine does not let it start, or its port is taken: SGLang
+        would notice only after minutes, and until then the other server would be mistaken for it.
         """
         if importlib.util.find_spec("sglang") is None:
             raise EngineError(
@@ -101,16 +104,11 @@ class Engine:
         if early is not None:
             await self._adopt(early)
             return
-        if is_listening(self.launch):
-            raise EngineError(
-                f"port {self.launch.port} is in use by another process; set PORT to a free one "
-                "(ENGINE_PORT behind the HTTP server)",
-                check="port",
-            )
-        self._started = launch = self.launch.with_models_on_disk(os.environ)
-        log.info("starting the engine: %s", launch.shown_command())
-        self._say_if_offline()
         try:
+            self._claim = claim_port(self.launch)
+            self._started = launch = self.launch.with_models_on_disk(os.environ)
+            log.info("starting the engine: %s", launch.shown_command())
+            self._say_if_offline()
             self._output = await Output.open(self._mask)
             self._watch_start(self._output, time.monotonic())
             with self._output.writable() as descriptor:
@@ -122,7 +120,7 @@ class Engine:
 
     async def _adopt(self, early: EarlyStart) -> None:
         """Take over the process that has been started already, and let it go on. Raises EngineError."""
-        self._started = early.started
+        self._started, self._claim = early.started, early.claim
         log.info(
             "the engine was started %.1f s ago, and goes on now: %s",
             time.monotonic() - early.began,
@@ -276,7 +274,9 @@ class Engine:
         finally:
             if self._output is not None:
                 self._output.close()
-            self._process = self._output = None
+            if self._claim is not None:
+                self._claim.close()
+            self._process = self._output = self._claim = None
 
     @property
     def _running(self) -> GuardedProcess:

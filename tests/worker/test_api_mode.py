@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -221,6 +222,18 @@ async def test_port_in_use_is_an_error_in_one_line(api: Api) -> None:
     assert await worker.exit_code() == 1
     [line] = worker.log.splitlines()
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use; --rp_api_port chooses another port" in line
+
+
+@pytest.mark.parametrize(
+    ("host", "why"), [("192.0.2.1", "Cannot assign requested address"), ("no-such-host.invalid", "[Nn]ame")]
+)
+async def test_address_that_is_not_this_machine_s_is_not_blamed_on_the_port(host: str, why: str) -> None:
+    worker = await start_worker(None, arguments=("--rp_serve_api", "--rp_api_host", host))
+    assert await worker.exit_code() == 1
+    line = worker.log.splitlines()[-1]
+    assert re.search(rf"cannot listen on {host}:8000: .*{why}", line)
+    assert "another port" not in line
+    assert "Unknown error" not in line
 
 
 async def test_engine_s_port_that_is_the_api_s_own_is_said_to_be_that() -> None:
