@@ -32,7 +32,11 @@ from common.errors import JobError, json_text
 log = logging.getLogger("worker.web")
 
 CLOSE_SECONDS = 1.0  # requests that are still open at the end are cut off after this time
-LAST_WORDS_SECONDS = 5.0  # how long a refused client has to read its answer before its connection is aborted
+# How long a refused client has to read its answer, and how much more it may send meanwhile. Closed at once, with more
+# of its request on the way, the connection would be reset, and the answer lost with it.
+LAST_WORDS_SECONDS = 5.0
+MOST_DROPPED_BYTES = 1024 * 1024
+MOST_LINGERING = 256  # connections beyond the bound that are given this time
 RETRY_AFTER_SECONDS = 5  # what a client is told that finds every connection taken
 
 ErrorPayload = Callable[[JobError, str], dict[str, Any]]
@@ -186,6 +190,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._bounds = bounds
         self._error_payload = error_payload
         self._refused = False
+        self._dropped_bytes = 0
         self._receiving = False
         """Whether a request has begun to arrive and is not complete."""
         self._has_head = False
@@ -212,6 +217,9 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
+            self._dropped_bytes += len(data)
+            if self._dropped_bytes > MOST_DROPPED_BYTES:
+                self.transport.abort()
             return
         self._unset_keepalive_if_required()
         if not self._receiving:
@@ -294,6 +302,12 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().resume_writing()
         self._cancel_stall()
 
+    def shutdown(self) -> None:
+        if self._refused:
+            self.transport.abort()
+        else:
+            super().shutdown()
+
     def _expect_within(self, seconds: float) -> None:
         self._expect_nothing()
         self._deadline = self.loop.call_later(seconds, self._overdue)
@@ -310,6 +324,7 @@ class _BoundedProtocol(HttpToolsProtocol):
             part, seconds = ("body", "body_seconds") if self._has_head else ("line and headers", "head_seconds")
             within = f"within {getattr(self._bounds, seconds):g} s"
             self._refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request's {part} did not arrive {within}")
+            self.transport.close()  # it has been waited for long enough
 
     def _refuse_large_head(self) -> None:
         message = f"the request's line, headers and framing are larger than {self._bounds.head_bytes} bytes"
@@ -321,21 +336,35 @@ class _BoundedProtocol(HttpToolsProtocol):
             return
         self._refused = True
         self._expect_nothing()
-        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
-            path = self.url.partition(b"?")[0].decode("latin-1")
-            body = json_text(self._error_payload(JobError(message, code=status), path)).encode()
-            headers = [
-                *self.server_state.default_headers,
-                (b"content-type", b"application/json"),
-                (b"content-length", b"%d" % len(body)),
-                (b"connection", b"close"),
-            ]
-            if status == HTTPStatus.SERVICE_UNAVAILABLE:
-                headers.append((b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
-            lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), *(b"%b: %b" % header for header in headers)]
-            self.transport.write(b"\r\n".join([*lines, b"", body]))
-        self.transport.close()
+        self.pipeline.clear()
+        has_begun = False
+        if self.cycle is not None and not self.cycle.response_complete:
+            has_begun = self.cycle.response_started
+            self.cycle.disconnected = True
+            self.cycle.waiting_for_100_continue = False
+            self.cycle.message_event.set()
+        if not has_begun:
+            self._write_refusal(status, message)
+        if has_begun or len(self.connections) > self._bounds.connections + MOST_LINGERING:
+            self.transport.close()
+        else:
+            self.transport.write_eof()
+            self.flow.resume_reading()  # what comes is dropped
         self.loop.call_later(LAST_WORDS_SECONDS, self.transport.abort)
+
+    def _write_refusal(self, status: HTTPStatus, message: str) -> None:
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        body = json_text(self._error_payload(JobError(message, code=status), path)).encode()
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        if status == HTTPStatus.SERVICE_UNAVAILABLE:
+            headers.append((b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
+        lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode(), *(b"%b: %b" % header for header in headers)]
+        self.transport.write(b"\r\n".join([*lines, b"", body]))
 
     def _abort_stalled(self) -> None:
         log.info("a client read none of its answer for %g s: closing its connection", self._bounds.stall_seconds)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -244,6 +245,41 @@ async def test_more_connections_than_allowed_are_refused() -> None:
         assert [(await answer_from(reader)).status for reader, _ in within] == [200, 200]
         for writer in (beyond, *(writer for _, writer in within)):
             writer.close()
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"POST /length HTTP/1.1\r\nhost: x\r\ncontent-length: 200000\r\n\r\n" + b"x" * 200_000, 503),
+        (b"GET / HTTP/1.1\r\nno colon\r\n\r\n" + b"x" * 200_000, 400),
+        (b"GET / HTTP/1.1\r\nx: " + b"x" * 200_000, 431),
+    ],
+    ids=["no connection", "not HTTP", "headers"],
+)
+async def test_refused_client_reads_why_although_more_of_its_request_is_on_the_way(sent: bytes, status: int) -> None:
+    connections = 0 if status == 503 else 10
+    async with serving(app_of(), "127.0.0.1", 0, bounds=Bounds(connections=connections, head_bytes=1024)) as port:
+        # All of it is in the server's socket before the server looks at the connection.
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.setblocking(False)
+            sent = sent[connection.send(sent) :]
+            reader, writer = await asyncio.open_connection(sock=connection)
+            writer.write(sent)
+            assert (await answer_from(reader)).status == status
+            writer.close()
+
+
+async def test_refused_client_that_goes_on_sending_is_cut_off() -> None:
+    async with serving(app_of(), "127.0.0.1", 0) as port:
+        _, writer = await connect(port)
+        sent = 0
+        with suppress(ConnectionError):
+            while sent < 50e6:
+                writer.write(b"not HTTP " * 10_000)
+                await writer.drain()
+                sent += 90_000
+        assert sent < 20e6
+        writer.close()
 
 
 @pytest.mark.parametrize(
