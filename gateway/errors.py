@@ -21,6 +21,7 @@ from typing import Any
 
 from common.errors import JobError
 from common.masking import Mask
+from gateway.validation_errors import read_validation_errors
 
 MAX_MESSAGE_CHARACTERS = 2000  # validation errors quote the input that they refuse, which may be megabytes
 
@@ -94,6 +95,8 @@ def from_payload(payload: Any, status: int = HTTPStatus.INTERNAL_SERVER_ERROR) -
     told = code if status < HTTPStatus.MULTIPLE_CHOICES else status
     message = _message_of(error) or f"the engine answered with status {told} and no message"
     param, kind, reason = fields.get("param"), fields.get("type"), fields.get("code")
+    if (wrong := read_validation_errors(message)) is not None:
+        message, param = wrong.message, wrong.param
     return UpstreamError(
         message,
         code=code,
