@@ -1,7 +1,7 @@
 """HTTP/1.1 over kept connections to one server, at next to no cost for each request: the engine's, or the platform's.
 
-A general-purpose client has a cost for each connection and for each event that it reads. Here a connection is read only
-while somebody asks for more. What arrives in between collects in the socket and is then read in one go; if nobody takes
+A general-purpose client has a cost for each connection and for each event that it reads. Here no more than a little is
+read before somebody asks for it. What else arrives collects in the socket and is then read in one go; if nobody takes
 the answer, the server is slowed down. docs/performance.md says what that saves. The protocol is parsed by httptools, as
 in uvicorn.
 
@@ -14,6 +14,7 @@ transport raises: PoolTimeout, ConnectError, ConnectTimeout, WriteTimeout, ReadT
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import ssl
 import time
@@ -36,10 +37,12 @@ DESCRIPTOR_PAUSE_SECONDS = 0.1
 # bytes, since the socket's own buffer (128 KiB at first) would fill and hold it back.
 FULL_CHUNK_BYTES = 16 * 1024
 READ_AHEAD_BYTES = 512 * 1024
+# How much is taken out of a socket at a time where the event loop does not read it.
+COLLECTED_BYTES = 64 * 1024
 # How often the socket of a held answer is looked at, so that its end is noticed: a stream's end may be 50 ms late at
-# the most. The last look waits this long for what is there to be read.
+# the most. Timers may go off a little early; a hold is over then too.
 LOOK_SECONDS = 0.03
-LAST_LOOK_SECONDS = 0.001
+EARLY_SECONDS = 0.001
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,13 @@ class Connections:
         """Send a request on a kept connection, else on a new one; return when the head of its answer has arrived."""
         if (kept := self._idle_connection()) is not None:
             try:
-                return await _send_on(kept, head, body, timeouts)
+                await kept.send(head, body, timeouts)
+                return kept
             except _SpokeFirstError:
                 pass  # the server cannot have read the whole request, so it may be sent again
-        return await _send_on(await self._connect(timeouts), head, body, timeouts)
+        connection = await self._connect(timeouts)
+        await connection.send(head, body, timeouts)
+        return connection
 
     def _idle_connection(self) -> Connection | None:
         while self._idle:
@@ -159,15 +165,6 @@ class Connections:
         self._idle.pop(connection, None)
 
 
-async def _send_on(connection: Connection, head: bytes, body: bytes, timeouts: Timeouts) -> Connection:
-    try:
-        await connection.send(head, body, write_seconds=timeouts.write, read_seconds=timeouts.read)
-    except BaseException:
-        connection.abort()
-        raise
-    return connection
-
-
 class Connection(asyncio.Protocol):
     """One connection. Its owner calls the first half; the event loop and the parser call the second half."""
 
@@ -195,10 +192,20 @@ class Connection(asyncio.Protocol):
         self._was_answered_early = False
         self._failure: httpx.TransportError | None = None
 
-    async def send(self, head: bytes, body: bytes, *, write_seconds: float | None, read_seconds: float | None) -> None:
-        """Send a request; return when the head of its answer has arrived. Raises httpx.TransportError."""
+    async def send(self, head: bytes, body: bytes, timeouts: Timeouts) -> None:
+        """Send a request; return when the head of its answer has arrived.
+
+        Raises httpx.TransportError. Whatever it raises, the connection is then closed.
+        """
+        try:
+            await self._send(head, body, timeouts)
+        except BaseException:
+            self.abort()
+            raise
+
+    async def _send(self, head: bytes, body: bytes, timeouts: Timeouts) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        self._read_seconds = read_seconds
+        read_seconds = self._read_seconds = timeouts.read
         self._pieces = []
         self._read_ahead_bytes = self._head_bytes = 0
         self._has_head = self._is_over = self._keeps_alive = False
@@ -207,7 +214,7 @@ class Connection(asyncio.Protocol):
         if len(body) <= WRITE_PIECE_BYTES:
             self._transport.write(b"%b\r\n\r\n%b" % (head, body))
         else:
-            await self._write_in_pieces(head, body, write_seconds)
+            await self._write_in_pieces(head, body, timeouts.write)
         self._is_sending = False
         until = self._time_in(read_seconds)
         while not self._has_head:
@@ -216,6 +223,8 @@ class Connection(asyncio.Protocol):
 
     async def read(self) -> bytes:
         """What has arrived of the body, or else its next piece; empty at its end. Raises httpx.TransportError."""
+        if self._is_paused:
+            self._collect()
         if not self._pieces and not self._is_over:
             until = self._time_in(self._read_seconds)
             while not self._pieces and not self._is_over:
@@ -248,13 +257,34 @@ class Connection(asyncio.Protocol):
             self._looking.cancel()
 
     def _look(self) -> None:
-        """Read what has collected in the socket of a held connection."""
-        self._go_on()
-        if (left := self._held_until - self._loop.time()) > LAST_LOOK_SECONDS:
+        """Take what has collected in the socket of a held connection, which may be the end of the answer."""
+        self._collect()
+        if (left := self._held_until - self._loop.time()) > EARLY_SECONDS:
             self._looking = self._loop.call_later(min(left, LOOK_SECONDS), self._look)
         else:
-            self._is_held = False  # the next data end the wait, or this if there are none
-            self._looking = self._loop.call_later(LAST_LOOK_SECONDS, self._wake)
+            self._wake()
+
+    def _collect(self) -> None:
+        """Take what has collected in the socket of a paused connection: one call, for which the event loop needs five.
+
+        Over TLS only the event loop can read it, a moment later. So it is with the end of a connection.
+        """
+        if not self._is_paused or not self.is_open:
+            return
+        if self._is_encrypted:
+            self._go_on()
+            return
+        try:
+            data = os.read(self._descriptor, COLLECTED_BYTES)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._break(_broken(error))
+            return
+        if data:
+            self.data_received(data)
+        else:
+            self._go_on()
 
     async def _write_in_pieces(self, head: bytes, body: bytes, timeout_seconds: float | None) -> None:
         """Hand the request to the kernel, no faster than it takes it; stop if an answer comes before the end."""
@@ -330,11 +360,7 @@ class Connection(asyncio.Protocol):
     @property
     def is_quiet(self) -> bool:
         """Whether it is open, with nothing unread in its socket, not even an end of file."""
-        if not self.is_open:
-            return False
-        waiting = select.poll()
-        waiting.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return not waiting.poll(0)
+        return self.is_open and not self._unread.poll(0)
 
     @property
     def can_be_reused(self) -> bool:
@@ -345,6 +371,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: asyncio.Transport = transport  # type: ignore[assignment]
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        self._unread = select.poll()
+        self._unread.register(self._descriptor, select.POLLIN)
+        self._is_encrypted = transport.get_extra_info("sslcontext") is not None
 
     def pause_writing(self) -> None:
         self._is_full = True
@@ -362,6 +392,7 @@ class Connection(asyncio.Protocol):
                 self._break(_SpokeFirstError("an answer came before the request was sent"))
                 return
             self._was_answered_early = True
+        is_ahead = bool(self._pieces)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -370,21 +401,20 @@ class Connection(asyncio.Protocol):
             self._head_bytes += len(data)
             if self._head_bytes > MAX_HEAD_BYTES:
                 self._break(httpx.RemoteProtocolError(f"the response's head is longer than {MAX_HEAD_BYTES} bytes"))
-        self._pause_or_go_on(len(data))
+        self._pause_or_go_on(len(data), is_ahead=is_ahead)
         if not self._is_held or self._is_over or self._read_ahead_bytes >= READ_AHEAD_BYTES:
             self._wake()
 
-    def _pause_or_go_on(self, received_bytes: int) -> None:
+    def _pause_or_go_on(self, received_bytes: int, *, is_ahead: bool) -> None:
         """Stop reading until somebody asks for more, unless the server is fast, and there is room to read ahead.
 
-        Once the answer is over, reading goes on, to notice a close.
+        is_ahead: whether nobody had yet asked for what came before this. A stream whose reader keeps up is not paused:
+        that costs more than it saves. Once the answer is over, reading goes on, to notice a close.
         """
         self._read_ahead_bytes += received_bytes
-        if self._is_over:
+        if self._is_over or FULL_CHUNK_BYTES <= self._read_ahead_bytes < READ_AHEAD_BYTES:
             self._go_on()
-            return
-        is_fast = FULL_CHUNK_BYTES <= self._read_ahead_bytes < READ_AHEAD_BYTES
-        if not is_fast and not self._is_paused and self.is_open:
+        elif is_ahead and not self._is_paused and self.is_open:
             self._is_paused = True
             self._transport.pause_reading()
 
@@ -403,7 +433,7 @@ class Connection(asyncio.Protocol):
             elif error is None:
                 self._fail(httpx.RemoteProtocolError("the connection was closed before the response was complete"))
             else:
-                self._fail(httpx.ReadError(f"the connection broke: {type(error).__name__}"))
+                self._fail(_broken(error))
         self._on_lost(self)
         self._wake()
 
@@ -444,3 +474,7 @@ class Connection(asyncio.Protocol):
     def _wake(self, *, something_came: bool = True) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(something_came)
+
+
+def _broken(error: Exception) -> httpx.ReadError:
+    return httpx.ReadError(f"the connection broke: {type(error).__name__}")

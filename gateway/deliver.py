@@ -110,7 +110,9 @@ class Upstream:
         self._max_response_bytes = max_response_bytes
         self._vocabulary = Vocabulary(client)
         self._pacer = pacer_of(stream_flush_seconds)
-        self._url = lru_cache(maxsize=64)(client.base_url.join)  # httpx would parse it again for each request
+        # What httpx would do again for each request.
+        self._url = lru_cache(maxsize=64)(client.base_url.join)
+        self._without_body = lru_cache(maxsize=64)(self._build)
 
     def deliver(self, request: UpstreamRequest, *, label: str) -> AsyncGenerator[Output, None]:
         """The outputs of a request: strings of whole events while the engine streams, or one parsed answer.
@@ -238,20 +240,42 @@ class Upstream:
 
     @asynccontextmanager
     async def _send(self, request: UpstreamRequest) -> AsyncGenerator[httpx.Response, None]:
-        headers: _Headers = list(request.headers or ())
-        if request.body and request.headers is None:
-            headers = [(b"Content-Type", b"application/json")]
+        answer = await self._client.send(self._request(request), stream=True)
+        try:
+            yield answer
+        finally:
+            await answer.aclose()
+            # httpx's response and its stream hold each other, and with them the request's body, which may be 20 MB:
+            # it would stay until the garbage collector comes by.
+            answer.stream = httpx.ByteStream(b"")
+
+    def _request(self, request: UpstreamRequest) -> httpx.Request:
+        """The request as httpx sends it."""
+        if request.body and request.headers is None and not request.query:
+            like = self._without_body(request.method, request.path)
+            whole = httpx.Request(
+                like.method,
+                like.url,
+                headers=like.headers,
+                stream=httpx.ByteStream(request.body),
+                extensions=like.extensions,
+            )
+            whole.headers["Content-Length"] = str(len(request.body))
+            whole.read()
+            return whole
         url = self._url(request.path)
         if request.query:
             url = url.copy_with(query=request.query.encode())
-        async with self._client.stream(request.method, url, content=request.body, headers=headers) as answer:
-            try:
-                yield answer
-            finally:
-                await answer.aclose()
-                # httpx's response and its stream hold each other, and with them the request's body, which may be 20 MB:
-                # it would stay until the garbage collector comes by.
-                answer.stream = httpx.ByteStream(b"")
+        headers: _Headers = list(request.headers or ())
+        if request.body and request.headers is None:
+            headers = [(b"Content-Type", b"application/json")]
+        return self._client.build_request(request.method, url, content=request.body, headers=headers)
+
+    def _build(self, method: str, path: str) -> httpx.Request:
+        """What all requests with JSON bodies for one path have in common: nearly all of what httpx takes for each."""
+        request = self._client.build_request(method, self._url(path), json={})
+        del request.headers["Content-Length"]
+        return request
 
 
 def _is_event_stream(answer: httpx.Response) -> bool:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, TypeVarTuple
 
 from common import meters
 from serverless.platform import Platform, PlatformError
 from serverless.service import Job
+
+Answer = TypeVar("Answer")
+Given = TypeVarTuple("Given")
 
 
 class MeteredPlatform:
@@ -19,37 +21,31 @@ class MeteredPlatform:
         self.begun = platform.begun
         self.ended = platform.ended
 
-    async def take(self, most: int) -> list[Any]:
+    def take(self, most: int) -> Coroutine[Any, Any, list[Any]]:
         """As the platform does."""
-        with _counted("take"):
-            return await self._platform.take(most)
+        return _counted("take", self._platform.take, most)
 
-    async def stopped_jobs(self) -> list[str] | None:
+    def stopped_jobs(self) -> Coroutine[Any, Any, list[str] | None]:
         """As the platform does."""
-        with _counted("stop"):
-            return await self._platform.stopped_jobs()
+        return _counted("stop", self._platform.stopped_jobs)
 
-    async def post_output(self, job: Job, output: Any) -> None:
+    def post_output(self, job: Job, output: Any) -> Coroutine[Any, Any, None]:
         """As the platform does."""
-        with _counted("output"):
-            await self._platform.post_output(job, output)
+        return _counted("output", self._platform.post_output, job, output)
 
-    async def post_progress(self, job: Job, progress: Any) -> None:
+    def post_progress(self, job: Job, progress: Any) -> Coroutine[Any, Any, None]:
         """As the platform does."""
-        with _counted("progress"):
-            await self._platform.post_progress(job, progress)
+        return _counted("progress", self._platform.post_progress, job, progress)
 
-    async def post_result(self, job: Job, result: dict[str, Any]) -> None:
+    def post_result(self, job: Job, result: dict[str, Any]) -> Coroutine[Any, Any, None]:
         """As the platform does."""
-        with _counted("result"):
-            await self._platform.post_result(job, result)
+        return _counted("result", self._platform.post_result, job, result)
 
 
-@contextmanager
-def _counted(kind: str) -> Generator[None, None, None]:
-    """Count one call; one that is cancelled has no status, and does not count."""
+async def _counted(kind: str, call: Callable[[*Given], Awaitable[Answer]], *given: *Given) -> Answer:
+    """Make one call, and count it; one that is cancelled has no status, and does not count."""
     try:
-        yield
+        answer = await call(*given)
     except PlatformError as error:
         meters.PLATFORM_CALLS.add(kind, str(error.status or "none"))
         raise
@@ -57,3 +53,4 @@ def _counted(kind: str) -> Generator[None, None, None]:
         meters.PLATFORM_CALLS.add(kind, "none")
         raise
     meters.PLATFORM_CALLS.add(kind, "ok")
+    return answer

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -41,10 +42,11 @@ class Poster:
         self._connections: dict[_Origin, Connections] = {}
         self._tls: ssl.SSLContext | None = None
 
-    def channel(self, url: str, headers: Mapping[str, str]) -> Channel:
-        """Where to post to, prepared for many posts. Raises AddressError.
+    def channels(self, url: str, headers: Mapping[str, str]) -> Channels:
+        """Where to post to, prepared for many jobs. Raises AddressError.
 
-        headers: go with each of these posts, in place of the poster's own of the same name.
+        headers: go with each of these posts, in place of the poster's own of the same name. There and in the URL's path
+        and query, `$ID` stands for a job's id.
         """
         try:
             parts = urlsplit(url)
@@ -58,9 +60,9 @@ class Poster:
         own = [(name, value) for name, value in self._headers if name.lower() not in names]
         address = parts.netloc.rpartition("@")[2]
         target = quote(f"{parts.path or '/'}{'?' if parts.query else ''}{parts.query}", safe=_KEPT)
-        lines = [f"POST {target} HTTP/1.1", f"Host: {address}", "Accept: */*"]
-        lines += [_line(name, value) for name, value in (*own, *headers.items())]
-        return Channel(self._connections_to(origin), "\r\n".join(lines).encode("latin-1"))
+        of_job = [f"POST {target} HTTP/1.1", *(_line(name, value) for name, value in headers.items())]
+        of_all = [f"Host: {address}", "Accept: */*", *(_line(name, value) for name, value in own)]
+        return Channels(self._connections_to(origin), "\r\n".join([*of_job, ""]), "\r\n".join(of_all))
 
     def close(self) -> None:
         """Close the connections."""
@@ -92,6 +94,21 @@ def _line(name: str, value: str) -> str:
     return text
 
 
+class Channels:
+    """Addresses that differ in a job's id."""
+
+    def __init__(self, connections: Connections, of_job: str, of_all: str) -> None:
+        """of_job, of_all: the first lines of a post's head, with `$ID` for the id, and the others."""
+        self._connections = connections
+        self._of_job = of_job.split("$ID")
+        self._of_all = of_all
+
+    def of(self, job_id: str) -> Channel:
+        """That of one job. job_id: quoted for a URL."""
+        head = job_id.join(self._of_job) + self._of_all
+        return Channel(self._connections, head.encode("latin-1"))
+
+
 class Channel:
     """One address, with the head of its posts ready to be sent."""
 
@@ -99,13 +116,14 @@ class Channel:
         self._connections = connections
         self._head = head
 
-    async def post(self, body: bytes) -> int:
+    def post(self, body: bytes) -> Coroutine[Any, Any, int]:
         """Post; returns the status of the answer.
 
         Raises TimeoutError if there is no answer within POST_SECONDS, and httpx.TransportError (`common.http1`).
         """
-        if len(body) <= WRITE_PIECE_BYTES:
-            return await self._post(body)
+        return self._post(body) if len(body) <= WRITE_PIECE_BYTES else self._post_in_time(body)
+
+    async def _post_in_time(self, body: bytes) -> int:
         async with asyncio.timeout(POST_SECONDS):  # or one read piece by piece could take for ever
             return await self._post(body)
 

@@ -39,7 +39,7 @@ from serverless.encoding import NotJsonError, encode
 from serverless.heartbeat import Heart
 from serverless.platform import PlatformError
 from serverless.polling import LONG_POLL_SECONDS
-from serverless.posting import AddressError, Channel, Poster
+from serverless.posting import AddressError, Channel, Channels, Poster
 from serverless.service import Job
 from serverless.tolerant_json import parse_tolerantly, sift
 
@@ -78,6 +78,7 @@ class RunPodPlatform:
     def __init__(self, session: aiohttp.ClientSession, poster: Poster, helper: HelperProcess, *, streams: bool) -> None:
         self._session = session
         self._poster = poster
+        self._channels: dict[tuple[str, bool], Channels] = {}
         self._output_channels: dict[str, Channel] = {}  # of the jobs in progress that have sent an output
         self._helper = helper
         self._streams = streams
@@ -196,14 +197,16 @@ class RunPodPlatform:
 
     def _channel(self, url: str, job: Job, *, is_stream: bool) -> Channel:
         """Where one kind of posts of one job goes. Raises PlatformError."""
-        job_id = quote(job["id"], safe="")  # an id must not be able to change where a result goes
-        try:
-            return self._poster.channel(
-                url.replace("$ID", job_id) + f"&isStream={str(is_stream).lower()}",
-                headers=POST_HEADERS | {"X-Request-ID": job_id},
-            )
-        except AddressError as error:
-            raise PlatformError(f"nothing can be posted to the platform's address: {error}") from error
+        channels = self._channels.get((url, is_stream))
+        if channels is None:
+            try:
+                channels = self._poster.channels(
+                    f"{url}&isStream={str(is_stream).lower()}", headers=POST_HEADERS | {"X-Request-ID": "$ID"}
+                )
+            except AddressError as error:
+                raise PlatformError(f"nothing can be posted to the platform's address: {error}") from error
+            self._channels[url, is_stream] = channels
+        return channels.of(quote(job["id"], safe=""))  # an id must not be able to change where a result goes
 
 
 async def _post(channel: Channel, data: dict[str, Any]) -> None:

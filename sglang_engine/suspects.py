@@ -64,6 +64,8 @@ class Suspects:
         """End a request's trial, if it is on trial: the engine has survived it, or the request is gone."""
         if ticket in self._awaiting_trial:
             self._awaiting_trial.remove(ticket)
+        elif self._on_trial is not ticket:
+            return  # as it nearly always is
         if self._on_trial is ticket:
             self._on_trial = None
         self._wake()

@@ -36,7 +36,9 @@ class EngineTransport(httpx.AsyncBaseTransport):
         connection = await self._connections.request(_head(request), request.content, timeouts)
         body = _Body(connection, self._connections.release)
         extensions = {CONNECTION: connection}
-        return httpx.Response(connection.status, headers=connection.headers, stream=body, extensions=extensions)
+        response = httpx.Response(connection.status, headers=connection.headers, stream=body, extensions=extensions)
+        response.headers.encoding = "latin-1"  # or httpx tries two others on each of them
+        return response
 
     async def aclose(self) -> None:
         """Close the idle connections; the others close with their responses."""

@@ -37,7 +37,7 @@ async def posting_to(server: Server, tls: ssl.SSLContext | None = None) -> Async
     url = f"{'https' if tls else 'http'}://127.0.0.1:{listener.sockets[0].getsockname()[1]}/done/a%2Fb?gpu=x y&é=1"
     async with listener:
         with closing(Poster(HEADERS)) as poster:
-            yield poster.channel(url, {"content-type": "text/plain", "X-Request-ID": "j"})
+            yield poster.channels(url, {"content-type": "text/plain", "X-Request-ID": "$ID"}).of("j")
     await cancel(*server.serving)
 
 
@@ -72,6 +72,18 @@ async def test_post_has_the_sessions_headers_unless_it_has_its_own() -> None:
         "content-type: text/plain",
     ]
     assert server.bodies == [b"body"]
+
+
+async def test_job_s_id_goes_where_it_belongs_and_nowhere_else() -> None:
+    server = Server(answer(200))
+    async with asyncio.timeout(10), await asyncio.start_server(server.accept, "127.0.0.1", 0) as listener:
+        address = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/$ID/x?of=$ID"
+        with closing(Poster({"Authorization": "a$IDb"})) as poster:
+            assert await poster.channels(address, {"X-Request-ID": "$ID"}).of("j%2F1").post(b"") == 200
+    await cancel(*server.serving)
+    line, *headers = server.heads[0].strip().split("\r\n")
+    assert line == "POST /j%2F1/x?of=j%2F1 HTTP/1.1"
+    assert {"Authorization: a$IDb", "X-Request-ID: j%2F1"} <= set(headers)
 
 
 async def test_platform_posts_with_the_credentials_of_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +150,7 @@ async def test_large_answer_is_not_read_and_its_connection_is_not_kept() -> None
 async def test_large_post_that_is_not_read_ends_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(posting, "POST_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listener, closing(Poster({})) as poster:
-        channel = poster.channel(f"http://127.0.0.1:{listener.getsockname()[1]}/", {})
+        channel = poster.channels(f"http://127.0.0.1:{listener.getsockname()[1]}/", {}).of("j")
         with pytest.raises(TimeoutError):
             await channel.post(bytes(64_000_000))
 
@@ -161,15 +173,15 @@ async def test_tls_certificate_is_verified(monkeypatch: pytest.MonkeyPatch, tmp_
 )
 async def test_address_that_is_not_one_is_an_error_that_says_so(url: str) -> None:
     with closing(Poster(HEADERS)) as poster, pytest.raises(AddressError, match="URL"):
-        poster.channel(url, {})
+        poster.channels(url, {})
 
 
 async def test_key_with_a_line_break_is_not_sent() -> None:
     with closing(Poster({"Authorization": "key\n"})) as poster:
-        poster.channel("http://example.com/", {})  # at its end, where a shell leaves one, it is cut off
+        poster.channels("http://example.com/", {})  # at its end, where a shell leaves one, it is cut off
     broken = pytest.raises(AddressError, match=r"^the header Authorization has a line break in it$")
     with closing(Poster({"Authorization": "key\r\nX-Evil: 1"})) as poster, broken:
-        poster.channel("http://example.com/", {})
+        poster.channels("http://example.com/", {})
 
 
 async def test_platform_without_an_address_is_an_error_of_the_post(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -293,6 +293,46 @@ async def test_reset_connection_is_a_read_error() -> None:
             await client.post("/", content=b"x" * 10)
 
 
+async def test_reset_of_a_stream_whose_reader_is_behind_is_a_read_error_after_what_came() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED, *[b"1\r\nx\r\n"] * 9)
+        connection = peer.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.writer.transport.abort()
+
+    received: list[bytes] = []
+
+    async def read(response: httpx.Response) -> None:
+        async for piece in response.aiter_raw():
+            received.append(piece)
+
+    async with talking_to(script) as (client, server), client.stream("GET", "/") as response:
+        await until(lambda: server.closed)
+        with pytest.raises(httpx.ReadError):
+            await read(response)
+    assert received
+
+
+async def test_stream_whose_reader_is_behind_is_read_in_one_go() -> None:
+    """Whatever of it the event loop has read already: the rest is taken out of the socket, and nothing is late."""
+    sent, go_on = asyncio.Event(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(CHUNKED, *[b"1\r\nx\r\n"] * 9)
+        sent.set()
+        await go_on.wait()
+        await peer.send(b"1\r\ny\r\n0\r\n\r\n")
+
+    async with talking_to(script) as (client, _), client.stream("GET", "/") as response:
+        pieces = response.aiter_raw()
+        await sent.wait()
+        assert await anext(pieces) == b"x" * 9
+        go_on.set()
+        assert [piece async for piece in pieces] == [b"y"]
+
+
 @pytest.mark.parametrize("sent", [b"", CHUNKED + b"1\r\nx\r\n"])
 async def test_silence_is_a_read_timeout_and_closes_the_connection(sent: bytes) -> None:
     left = asyncio.Event()
