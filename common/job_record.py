@@ -70,7 +70,7 @@ OPERATIONS = {
 OTHER, NO_ROUTE = "other", "none"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class JobRecord:
     """One job. None stands for what is not known; times are in seconds since the job was taken."""
 
@@ -85,7 +85,7 @@ class JobRecord:
     replayed: bool = False
     """Whether it was sent to the engine again after the engine died."""
     wait_seconds: float | None = None
-    """How long it waited for the engine to be ready."""
+    """How long it waited for the engine to be ready, and over plain HTTP for its turn."""
     first_token_seconds: float | None = None
     """When the first event of a streamed answer came."""
     total_seconds: float | None = None
@@ -187,7 +187,11 @@ def _count(record: JobRecord) -> None:
     meters.IN_FLIGHT.add(by=-1)
     operation = NO_ROUTE if record.route is None else OPERATIONS.get(record.route, OTHER)
     route = NO_ROUTE if record.route is None else record.route if record.route in OPERATIONS else OTHER
-    meters.JOBS.add(record.outcome or "", route)
+    outcome = record.outcome or ""
+    if (outcome, route) not in meters.JOBS.values:
+        for other in Outcome:  # a series that begins with 1 has not grown, as far as Prometheus knows
+            meters.JOBS.add(other, route, by=0)
+    meters.JOBS.add(outcome, route)
     meters.DURATION_SECONDS.observe(record.total_seconds or 0.0, operation)
     if record.replayed:
         meters.REPLAYS.add()

@@ -81,9 +81,9 @@ Meter = Counter | Gauge | Histogram
 
 JOBS = Counter("worker_jobs", "Jobs that have ended, by how they ended and what they asked for.", ("outcome", "route"))
 IN_FLIGHT = Gauge("worker_jobs_in_flight", "Jobs taken and not yet ended.", values={(): 0})
-WAITING = Gauge("worker_jobs_waiting", "Jobs in flight that wait for the engine to be ready.", values={(): 0})
+WAITING = Gauge("worker_jobs_waiting", "Jobs in flight that wait for the engine, or for their turn.", values={(): 0})
 REPLAYS = Counter("worker_jobs_replayed", "Jobs that were sent again after their engine died.", values={(): 0})
-WAIT_SECONDS = Histogram("worker_job_wait_seconds", "How long jobs waited for the engine to be ready.")
+WAIT_SECONDS = Histogram("worker_job_wait_seconds", "How long jobs waited for the engine, and for their turn.")
 FIRST_TOKEN_SECONDS = Histogram(
     "gen_ai_server_time_to_first_token_seconds", "From a streamed job's start to the first event of its answer."
 )
@@ -105,14 +105,25 @@ PLATFORM_CALLS = Counter(
     "status is ok, the HTTP status of a refusal, or none if there was no answer.",
     ("kind", "status"),
 )
-PLATFORM_RETRIES = Counter("worker_platform_retries", "Outputs and results that were sent once more.", ("kind",))
+PLATFORM_RETRIES = Counter(
+    "worker_platform_retries",
+    "Outputs, results and reports of progress that were sent once more.",
+    ("kind",),
+    {(kind,): 0 for kind in ("output", "progress", "result")},
+)
 ENGINE_STATE = Gauge("worker_engine_state", "1 for the state that the engine is in, 0 for the others.", ("state",))
 ENGINE_SINCE = Gauge("worker_engine_state_since_timestamp_seconds", "Since when it is in that state.")
 # Only for `/health` and the page: it lasts seconds, which no scraper sees.
 ENGINE_PHASE = Gauge(
     "worker_engine_start_phase", "1 for the phase that the engine's start is in, 0 for the others.", ("phase",)
 )
-ENGINE_RESTARTS = Counter("worker_engine_restarts", "Restarts of the engine, by what ended it.", ("cause",))
+ENGINE_RESTARTS = Counter(
+    "worker_engine_restarts",
+    "Restarts of the engine, by what ended it.",
+    ("cause",),
+    # What usually ends an engine that has run. A series that begins with 1 has not grown, as far as Prometheus knows.
+    {(cause,): 0 for cause in ("engine", "gpu", "gpu_memory", "hang")},
+)
 START_PHASE_SECONDS = Gauge("worker_start_phase_seconds", "How long each phase of the last start took.", ("phase",))
 LOOP_LAG_SECONDS = Histogram(
     "worker_event_loop_lag_seconds", "By how much later than asked the event loop ran something."

@@ -223,6 +223,7 @@ class Capacity:
 
     def _set(self, at_once: int) -> None:
         is_more, self.at_once = at_once > self.at_once, at_once
+        meters.CAPACITY.set(at_once)
         meters.set_one(meters.CAPACITY_LIMIT, self.limit.name.lower(), (limit.name.lower() for limit in Limit))
         if is_more:
             self._changed.set()

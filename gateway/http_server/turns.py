@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from common import job_record, meters
 from common.errors import UnavailableError
 from common.tasks import cancel
 from sglang_engine.capacity import Capacity
@@ -28,6 +29,9 @@ class Turns:
         """
         self._most_waiting = most_waiting
         self._capacity = capacity
+        if isinstance(capacity, int):
+            meters.CAPACITY.set(capacity)
+            meters.CAPACITY_LIMIT.set(1, "fixed")
         self._timeout_seconds = timeout_seconds
         self._is_open = False
         self._active = 0
@@ -86,8 +90,9 @@ class Turns:
         self._waiting.append(turn)
         self._watch_growth()
         try:
-            async with asyncio.timeout(self._timeout_seconds):
-                await turn
+            with job_record.current().waiting():
+                async with asyncio.timeout(self._timeout_seconds):
+                    await turn
         except BaseException as error:
             if turn in self._waiting:
                 self._waiting.remove(turn)

@@ -96,7 +96,18 @@ async def test_paths_that_clients_make_up_are_one_label() -> None:
         record = JobRecord.begin("j")
         record.route = path
         record.end(Outcome.FAILED)
-    assert set(meters.JOBS.values) == {("failed", "other"), ("failed", "none")}
+    assert await sample("worker_jobs_total", outcome="failed", route="other") == 2
+    assert await sample("worker_jobs_total", outcome="failed", route="none") == 1
+    assert {route for _, route in meters.JOBS.values} == {"other", "none"}
+
+
+async def test_failure_adds_to_a_series_that_is_there_already() -> None:
+    record = JobRecord.begin("j")
+    record.route = "/generate"
+    record.end(Outcome.COMPLETED, 200)
+    for outcome in Outcome:
+        counted = await sample("worker_jobs_total", outcome=outcome, route="/generate")
+        assert counted == (outcome is Outcome.COMPLETED)
 
 
 class OnePage:

@@ -169,6 +169,10 @@ async def test_queue_worker_serves_metrics_on_loopback_if_told_to_and_counts_ref
         assert value(samples, "worker_platform_calls_total", kind="result", status="429") == 1
         assert value(samples, "worker_platform_retries_total", kind="result") == 2
         assert value(samples, "worker_jobs_total", outcome="completed", route=CHAT) == 1
+        # What has not happened yet is 0, or Prometheus would not see its first time as a growth.
+        assert value(samples, "worker_jobs_total", outcome="failed", route=CHAT) == 0
+        assert value(samples, "worker_platform_retries_total", kind="output") == 0
+        assert value(samples, "worker_engine_restarts_total", cause="engine") == 0
         assert (await client.get("/")).status_code == 404
         assert (await client.post("/metrics")).status_code == 405
         assert (await client.head("/metrics")).text == ""
