@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common.logs import LOG_LEVELS, level_named
+from common.logs import LOG_LEVELS, LogForm, level_named, line_of
 from serverless.service import Job
 
 TEST_INPUT_FILE = "test_input.json"
@@ -49,13 +49,13 @@ class Arguments:
     """Whether the API is served because the platform asks for it: RUNPOD_REALTIME_PORT."""
 
 
-def parse_arguments(argv: list[str], environ: Mapping[str, str]) -> Arguments:
+def parse_arguments(argv: list[str], environ: Mapping[str, str], *, form: LogForm = LogForm.TEXT) -> Arguments:
     """Read the command line; if neither it nor the environment names a source of jobs, use `test_input.json`.
 
-    A flag that names a mode wins over the variable MODE. Exits with code 2 and one line for an unknown flag or MODE,
-    for bad JSON, or if there is no job at all.
+    A flag that names a mode wins over the variable MODE. Exits with code 2 and one line, in this form, for an unknown
+    flag or MODE, for bad JSON, or if there is no job at all.
     """
-    parser = _parser()
+    parser = _parser(form)
     given = parser.parse_args(argv)
     modes = [f"--{name}" for name in ("test_input", "rp_serve_api", "serve_http") if getattr(given, name)]
     if len(modes) > 1:
@@ -114,11 +114,15 @@ def _from_variable(
 
 
 class _Parser(argparse.ArgumentParser):
+    form = LogForm.TEXT
+
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help lists what is accepted)\n")
+        text = f"{self.prog}: {message} (--help lists what is accepted)"
+        line = line_of(LogForm.JSON, text, level="ERROR") if self.form is LogForm.JSON else text
+        self.exit(2, f"{line}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(form: LogForm) -> argparse.ArgumentParser:
     parser = _Parser(
         description="A serverless worker: takes jobs from RunPod or Waverless, serves their API locally, or answers "
         "one job.",
@@ -126,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.form = form
     parser.add_argument("--test_input", metavar="JSON", help='the job of local mode, {"input": …}')
     both = _both_names
     parser.add_argument(*both("serve_api"), action="store_true", help="serve the API on this machine")

@@ -53,7 +53,7 @@ def read_invocation(argv: list[str]) -> Invocation:
     platform = environment.detect(os.environ)
     asked_interval = environment.ping_interval(os.environ)
     os.environ.update(environment.translate(os.environ))
-    arguments = parse_arguments(argv, os.environ)
+    arguments = parse_arguments(argv, os.environ, form=log_form(os.environ, platform))
     if arguments.log_level:
         os.environ["RUNPOD_LOG_LEVEL"] = arguments.log_level
     if arguments.test_job is not None or arguments.serve_api or arguments.serve_http:

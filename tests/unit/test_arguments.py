@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from common.logs import LogForm
 from serverless.arguments import Arguments, parse_arguments
 
 JOB = {"id": "local_test", "input": {"messages": []}}
@@ -69,6 +70,14 @@ def test_mistake_is_told_in_one_line(argv: list[str], complaint: str, capsys: py
     [line] = capsys.readouterr().err.splitlines()
     assert complaint in line
     assert exit_.value.code == 2
+
+
+def test_mistake_on_a_platform_is_an_object_of_its_log(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_arguments(["--no-such-flag"], WORKER, form=LogForm.JSON)
+    line = json.loads(capsys.readouterr().err)
+    assert "unrecognized arguments: --no-such-flag" in line["message"]
+    assert (line["requestId"], line["level"]) == (None, "ERROR")
 
 
 def test_help_lists_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
