@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.tasks import cancel
 from local_runpod import Job, JobState, RawJson
 from scripts.soak_ledger import Ledger, RareReader, compare, jobs_on_the_page, outcomes_of
 from scripts.worker_process import Platform, Worker, free_port, running_platform, running_worker
@@ -34,6 +35,7 @@ STALL_SECONDS = 70.0  # longer than the worker's own time-out for a post
 IDLE_SECONDS = STALL_SECONDS + 10  # after this, nothing is in flight any more, and no connection is open
 EXIT_SECONDS = 150.0  # longer than SHUTDOWN_TIMEOUT_SECONDS
 MOST_GROWTH = 0.05
+LAST_LINES = 20
 FAULTS = ("lost", "answered twice")
 NONSENSE = ("{}", "null", "[]", "[null]", '{"id": ""}', '[{"input": 1}]', "5")
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -94,16 +96,13 @@ async def soak(seconds: float) -> int:
         async with running_worker(
             platform, environment, engine=engine, stdout=reader.write_end, stderr=reader.write_end
         ) as worker:
-            warming, soaking, away = (each / 60 for each in (WARM_UP_SECONDS, seconds, OUTAGE_SECONDS))
-            print(f"warming up for {warming:g} minutes, soaking for {soaking:g}, an outage of {away:g} in between")
-            sys.stdout.flush()
-            await platform.answer(NINETEEN_MEGABYTES, JOB_SECONDS)  # the first one starts what reads the others
-            await disturbed_load(platform, worker, warm_up, WARM_UP_SECONDS)
-            before = Resources.of(worker)
-            outage = asyncio.create_task(an_outage(platform, counts, after_seconds=seconds / 2))
-            await disturbed_load(platform, worker, counts, seconds + OUTAGE_SECONDS)
-            await outage
-            after = Resources.of(worker)
+            soaking = asyncio.create_task(soaked(platform, worker, warm_up, counts, seconds))
+            ended = asyncio.create_task(worker.process.wait())
+            await asyncio.wait({soaking, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                await cancel(soaking)
+                return told_of_the_end(ended.result(), await reader.lines())
+            before, after = await soaking
             metrics = await jobs_on_the_page(metrics_port)
             processes = [*worker.children(), *worker.engine_pids()]
             reader.hurry()
@@ -118,16 +117,42 @@ async def soak(seconds: float) -> int:
     return compare(ledger, outcomes_of(lines), metrics) or exit_code
 
 
+async def soaked(
+    platform: Platform, worker: Worker, warm_up: Counts, counts: Counts, seconds: float
+) -> tuple[Resources, Resources]:
+    """The load of a run. Returns what the worker uses once it is warm, and at the end."""
+    warming, soaking, away = (each / 60 for each in (WARM_UP_SECONDS, seconds, OUTAGE_SECONDS))
+    print(f"warming up for {warming:g} minutes, soaking for {soaking:g}, an outage of {away:g} in between", flush=True)
+    await platform.answer(NINETEEN_MEGABYTES, JOB_SECONDS)  # the first one starts what reads the others
+    await disturbed_load(platform, worker, warm_up, WARM_UP_SECONDS)
+    before = Resources.of(worker)
+    outage = asyncio.create_task(an_outage(platform, counts, after_seconds=seconds / 2))
+    try:
+        await disturbed_load(platform, worker, counts, seconds + OUTAGE_SECONDS)
+        await outage
+    finally:
+        await cancel(outage)
+    return before, Resources.of(worker)
+
+
+def told_of_the_end(exit_code: int, lines: list[dict[str, Any]]) -> int:
+    """Print that the worker has ended by itself, and the end of its log. Returns 1."""
+    print(f"the worker ended during the soak, with exit code {exit_code}; the end of its log:")
+    for line in lines[-LAST_LINES:]:
+        print(f"{line.get('time')} {line.get('level')} {line.get('message')}")
+    return 1
+
+
 async def disturbed_load(platform: Platform, worker: Worker, counts: Counts, seconds: float) -> None:
     """Load, crashes and platform errors for this long; return when the worker is idle again."""
     breaking = [
         asyncio.create_task(crash_the_engine(worker, counts)),
         asyncio.create_task(disturb_the_platform(platform, counts)),
     ]
-    await load(platform, counts, seconds)
-    for task in breaking:
-        task.cancel()
-    await asyncio.gather(*breaking, return_exceptions=True)
+    try:
+        await load(platform, counts, seconds)
+    finally:
+        await cancel(*breaking)
     platform.faults.stalls.clear()
     platform.faults.refusals.clear()
     platform.faults.nonsense.clear()
@@ -227,7 +252,8 @@ async def crash_the_engine(worker: Worker, counts: Counts) -> None:
         await asyncio.sleep(CRASH_SECONDS)
         pids = worker.engine_pids()
         if pids:
-            os.kill(pids[0] if counts.crashes % 2 else pids[-1], signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(pids[0] if counts.crashes % 2 else pids[-1], signal.SIGKILL)
             counts.crashes += 1
 
 
