@@ -184,7 +184,7 @@ def launch_early(argv: list[str], environ: Mapping[str, str]) -> EarlyStart | No
     None too if anything about the settings or the command line is unusual: what comes later says so.
     """
     is_deployed = any(environ.get(f"{platform}_WEBHOOK_GET_JOB") for platform in ("RUNPOD", "WAVERLESS"))
-    if argv or not is_deployed or environ.get("MODE", "").strip() or Path("test_input.json").exists():
+    if argv or not is_deployed or environ.get("MODE", "").strip().lower() not in ("", "queue"):
         return None
     if importlib.util.find_spec("sglang") is None:
         return None

@@ -219,12 +219,14 @@ async def serve_http(
             return await serve(app, supervisor, http_settings, early, report)
 
 
-def refuse(invocation: serverless.Invocation, error: ConfigurationError, early: EarlyHealth | None) -> NoReturn:
+def refuse(
+    invocation: serverless.Invocation, error: ConfigurationError, early: EarlyHealth | None, *, at_terminal: bool
+) -> NoReturn:
     """End a process whose settings are wrong, with code 2; whoever waits for it is told first what is wrong."""
     if not invocation.arguments.serve_http:
         serverless.refuse(invocation, error)
     invocation.log_problems(error)
-    settings = HttpSettings.of_the_readable(os.environ)
+    settings = HttpSettings.of_the_readable(os.environ, at_terminal=at_terminal)
     worker_settings = WorkerSettings.from_environ(without_wrong_variables(os.environ))
     report = partial(serverless.report_failed_start, mask=invocation.mask)
     failure = serverless.failure_of(error, invocation.mask)
@@ -235,12 +237,13 @@ def refuse(invocation: serverless.Invocation, error: ConfigurationError, early: 
 
 def main(early: EarlyHealth | None = None, early_engine: EarlyStart | None = None) -> NoReturn:
     """The program: serve GLM-4.7-Flash in the mode that the command line and the environment ask for."""
+    at_terminal = os.isatty(2)  # before the next line puts a pipe in its place
     invocation = serverless.read_invocation(sys.argv[1:])
     serves_http = invocation.arguments.serve_http
     for warning in warnings_for(os.environ):
         log.warning("%s", warning)
     try:
-        http_settings = HttpSettings.from_environ(os.environ) if serves_http else None
+        http_settings = HttpSettings.from_environ(os.environ, at_terminal=at_terminal) if serves_http else None
         engine_environ = http_settings.engine_environ(os.environ) if http_settings else os.environ
         # What was planned for the early engine holds: it had this environment, and looking at the GPUs takes time.
         launch = early_engine.launch if early_engine else configure_here(engine_environ, read_image_file())
@@ -249,7 +252,7 @@ def main(early: EarlyHealth | None = None, early_engine: EarlyStart | None = Non
     except ConfigurationError as error:
         if early_engine is not None:
             early_engine.give_up()
-        refuse(invocation, error, early)
+        refuse(invocation, error, early, at_terminal=at_terminal)
     for warning in launch.warnings:
         log.warning("%s", warning)
     for note in launch.notes:

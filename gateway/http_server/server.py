@@ -83,7 +83,7 @@ async def serve_failure(
     try:
         async with _open_doors([answer, answer], settings, early):
             await report(error)
-            await asyncio.sleep(settings.failed_start_seconds if error.is_lasting else 0)
+            await _tell(error, settings)
     except WebServerError as problem:
         log.error("%s", problem)
     return exit_code
@@ -144,11 +144,18 @@ async def _serve(app: App, supervisor: Supervisor, settings: HttpSettings, stop:
         log.error("%s; this worker ends, so that the platform replaces it", error)
         app.fail(UnavailableError(f"{CANNOT_START}: {error}"))
         await report(error)
-        # Where no other worker could start either, callers are told for longer.
-        await asyncio.sleep(max(LAST_WORDS_SECONDS, settings.failed_start_seconds if error.is_lasting else 0.0))
+        await _tell(error, settings)
+        await asyncio.sleep(LAST_WORDS_SECONDS)
         return EXIT_FAILED
     finally:
         app.close(UnavailableError(STOPPING))
+
+
+async def _tell(error: StartError, settings: HttpSettings) -> None:
+    """Leave the doors open for a while, where no other worker could start either."""
+    if error.is_lasting and (seconds := settings.failed_start_seconds):
+        log.error("every worker would fail in this way: the reason is told on every path for %g s", seconds)
+        await asyncio.sleep(seconds)
 
 
 async def _until_end(app: App, supervisor: Supervisor, settings: HttpSettings, stop: Stop) -> int:

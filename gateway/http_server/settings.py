@@ -20,6 +20,8 @@ LOCAL_PORT = 8000
 HEALTH_PATHS = frozenset({"/health", "/ready", "/ping"})
 
 _ON_RUNPOD = ("RUNPOD_ENDPOINT_ID", "RUNPOD_POD_ID", "RUNPOD_WEBHOOK_GET_JOB")
+# Kubernetes sets this in each container.
+_ON_A_PLATFORM = (*_ON_RUNPOD, "KUBERNETES_SERVICE_HOST")
 
 # In the other modes these two are the engine's own options, so they are not in the worker's table of variables.
 _ADDRESS = (
@@ -42,21 +44,25 @@ class HttpSettings:
     failed_start_seconds: float
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> HttpSettings:
-        """Read the settings. Raises ConfigurationError with every problem at once."""
-        settings = cls._read(environ)
+    def from_environ(cls, environ: Mapping[str, str], *, at_terminal: bool = False) -> HttpSettings:
+        """Read the settings. Raises ConfigurationError with every problem at once.
+
+        at_terminal: whether the log goes to a terminal. Who sits there reads why a start failed, so that nobody else
+        has to be told, unless FAILED_START_SECONDS says so or a platform has set its variables.
+        """
+        settings = cls._read(environ, at_terminal)
         if settings.engine_port in (settings.port, settings.health_port):
             taken = "PORT" if settings.engine_port == settings.port else "PORT_HEALTH"
             raise ConfigurationError([f"ENGINE_PORT={settings.engine_port}: expected another port than {taken}"])
         return settings
 
     @classmethod
-    def of_the_readable(cls, environ: Mapping[str, str]) -> HttpSettings:
+    def of_the_readable(cls, environ: Mapping[str, str], *, at_terminal: bool = False) -> HttpSettings:
         """The settings without what is wrong with them, to tell somebody."""
-        return cls._read(readable((*_ADDRESS, *VARIABLES), environ))
+        return cls._read(readable((*_ADDRESS, *VARIABLES), environ), at_terminal)
 
     @classmethod
-    def _read(cls, environ: Mapping[str, str]) -> HttpSettings:
+    def _read(cls, environ: Mapping[str, str], at_terminal: bool) -> HttpSettings:
         problems: list[str] = []
         values: dict[str, Any] = {}
         for variables in (_ADDRESS, VARIABLES):
@@ -67,6 +73,7 @@ class HttpSettings:
         if problems:
             raise ConfigurationError(problems)
         on_runpod = any(environ.get(name) for name in _ON_RUNPOD)
+        is_watched = at_terminal and not any(environ.get(name) for name in (*_ON_A_PLATFORM, "FAILED_START_SECONDS"))
         port = values["PORT"] or (RUNPOD_PORT if on_runpod else LOCAL_PORT)
         return cls(
             host=values["HOST"] or ("0.0.0.0" if on_runpod else "127.0.0.1"),
@@ -76,7 +83,7 @@ class HttpSettings:
             health_path=values["HEALTH_CHECK_PATH"],
             cors_origins=values["CORS_ORIGINS"] or frozenset(),
             shutdown_timeout_seconds=values["SHUTDOWN_TIMEOUT_SECONDS"],
-            failed_start_seconds=values["FAILED_START_SECONDS"],
+            failed_start_seconds=0.0 if is_watched else values["FAILED_START_SECONDS"],
         )
 
     @property

@@ -46,6 +46,7 @@ def test_worker_serves_where_its_probes_ask() -> None:
     assert worker["readinessProbe"]["httpGet"]["path"] == "/health/ready"
     assert worker["livenessProbe"]["httpGet"]["path"] == "/health/live"
     assert pod["terminationGracePeriodSeconds"] > 120
+    assert pod["enableServiceLinks"] is False
     assert {mount["name"] for mount in worker["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
 
 

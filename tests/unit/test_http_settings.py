@@ -40,6 +40,24 @@ def test_engine_is_on_loopback_at_its_own_port() -> None:
     assert (launch.host, launch.port) == ("127.0.0.1", 31000)
 
 
+@pytest.mark.parametrize(
+    ("environ", "at_terminal", "seconds"),
+    [
+        ({}, False, 60),
+        ({}, True, 0),
+        ({"FAILED_START_SECONDS": "9"}, True, 9),
+        ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, True, 60),
+        ({"RUNPOD_POD_ID": "pod"}, True, 60),
+    ],
+)
+def test_who_sits_at_the_terminal_reads_why_a_start_failed(
+    environ: dict[str, str], at_terminal: bool, seconds: float
+) -> None:
+    assert HttpSettings.from_environ(environ, at_terminal=at_terminal).failed_start_seconds == seconds
+    readable = HttpSettings.of_the_readable(environ | {"ENGINE_PORT": "x"}, at_terminal=at_terminal)
+    assert readable.failed_start_seconds == seconds
+
+
 def test_every_problem_is_told_at_once() -> None:
     with pytest.raises(ConfigurationError) as raised:
         HttpSettings.from_environ({"PORT": "http", "ENGINE_PORT": "0", "HEALTH_CHECK_PATH": "/a/../b"})

@@ -47,6 +47,15 @@ async def test_engine_is_launched_before_the_sdk_is_imported_and_answers_jobs() 
         assert len(worker.engine_starts()) == 1
 
 
+async def test_queue_is_the_mode_whether_it_is_named_or_a_test_input_lies_about(tmp_path: Path) -> None:
+    (tmp_path / "test_input.json").write_text('{"input": {"text": "x"}}')
+    async with (
+        running_platform() as platform,
+        running_worker(platform, {"MODE": "Queue"}, folder=tmp_path) as worker,
+    ):
+        await until(lambda: worker.log.count("goes on now") == 1)
+
+
 async def test_engine_that_waits_ends_with_its_worker() -> None:
     async with running_platform() as platform:
         worker = await start_worker(platform)

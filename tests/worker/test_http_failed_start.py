@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import suppress
 
 import httpx
@@ -78,6 +79,20 @@ async def test_stop_ends_the_telling() -> None:
         assert (await answers(worker))["/ping"].status_code == 503
     finally:
         assert await worker.stop() == 0
+
+
+async def test_at_a_terminal_it_ends_at_once() -> None:
+    ours, terminal = os.openpty()
+    try:
+        worker = await start_http_worker({"MAX_N": "many", "FAILED_START_SECONDS": ""}, stderr=terminal)
+        assert await worker.exit_code() == 2  # well within the default, a minute
+        os.set_blocking(ours, False)
+        seen = b""
+        while b"MAX_N='many': expected a whole number" not in seen:
+            seen += os.read(ours, 10_000)
+    finally:
+        os.close(ours)
+        os.close(terminal)
 
 
 async def test_port_that_is_wrong_itself_does_not_keep_the_reason_from_the_log() -> None:
