@@ -227,7 +227,9 @@ def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None, mac
     notes: list[str] = []
     preset = _preset(environ, image or {}, machine, problems, notes)
     chosen = _choose(environ, image or {}, preset, problems)
+    is_settled = not problems  # which value each option has; each may still be wrong by itself
     arguments: list[str] = []
+    refused: set[str] = set()
     for setting in chosen.values():
         option = OPTIONS[setting.name]
         if not setting.value:
@@ -237,18 +239,19 @@ def plan(environ: Mapping[str, str], image: Mapping[str, str] | None = None, mac
             option.check_range(setting.value)
         except ValueError as error:
             problems.append(f"{setting.name}={_shown(option, setting.value)}: expected {error}")
+            refused.add(option.flag)
     extra = _extra_arguments(environ, problems)
     given = {flag: setting.value for flag, setting in chosen.items()} | dict(values_of(extra))
     for flag, name in (("--model-path", "MODEL_NAME"), ("--host", "HOST"), ("--port", "PORT")):
         if not given.get(flag):
             problems.append(f"{name} is empty: {_MUST_BE_KNOWN[flag]}")
-    if not problems and not _is_port(given["--port"]):
+    if given.get("--port") and "--port" not in refused and not _is_port(given["--port"]):
         problems.append(f"PORT={given['--port']!r}: expected a port, from 1 to 65535")
     if not _is_sendable(given.get("--api-key") or ""):
         problems.append("API_KEY: expected ASCII characters, as it is sent in a header")
     names = {flag: setting.name for flag, setting in chosen.items()}
-    if not problems:
-        problems += contradictions(given, lambda flag: names.get(flag, variable_name(flag)))
+    if is_settled:
+        problems += contradictions(given, refused, lambda flag: names.get(flag, variable_name(flag)))
     if problems:
         raise ConfigurationError(problems)
     return Launch(

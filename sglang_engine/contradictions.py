@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,19 +17,23 @@ _STEPS, _TOPK, _TOKENS = "--speculative-num-steps", "--speculative-eagle-topk", 
 _OTHER_SPLITS = ("--enable-dp-attention", "--attn-dp-size", "--attn-cp-size")
 
 
-def contradictions(given: Mapping[str, str], name_of: Callable[[str], str]) -> Iterator[str]:
+def contradictions(given: Mapping[str, str], refused: Set[str], name_of: Callable[[str], str]) -> Iterator[str]:
     """What is wrong between options, a sentence each.
 
-    given: flag -> value of everything that is set; each value is accepted by itself. name_of: the variable of a flag.
+    given: flag -> value of everything that is set. refused: the flags whose values are wrong by themselves, about which
+    nothing more is said. name_of: the variable of a flag.
     """
-    yield from _heads(given, name_of)
+    if not refused & {"--tp-size", "--model-path"}:
+        yield from _heads(given, name_of)
+    if refused & {_STEPS, _TOPK, _TOKENS}:
+        return
     if given.get("--speculative-algorithm", "").upper() in _EAGLE and not _is_on(given, "--speculative-adaptive"):
         yield from _eagle(given, name_of)
 
 
 def _heads(given: Mapping[str, str], name_of: Callable[[str], str]) -> Iterator[str]:
     size, model = given.get("--tp-size", ""), given.get("--model-path", "")
-    if not size.isdigit() or any(_is_on(given, flag) for flag in _OTHER_SPLITS):
+    if not size.isdigit() or not model or any(_is_on(given, flag) for flag in _OTHER_SPLITS):
         return
     is_glm = "glm-4.7-flash" in model.lower()
     heads = GLM_HEADS if is_glm else _heads_of_folder(model)

@@ -51,6 +51,18 @@ def test_what_sglang_would_stumble_over_is_refused(environ: dict[str, str], said
     assert problem.startswith(said)
 
 
+def test_everything_is_told_at_once_each_once() -> None:
+    wrong = {"TP_SIZE": "3", "MEM_FRACTION_STATIC": "1.5", "CONTEXT_LENGTH": "-5", "SPECULATIVE_NUM_STEPS": "5"}
+    with pytest.raises(ConfigurationError) as refused:
+        plan(wrong | {"PORT": "99999"})
+    names = sorted(problem.partition("=")[0] for problem in refused.value.problems)
+    assert names == ["CONTEXT_LENGTH", "MEM_FRACTION_STATIC", "PORT", "SPECULATIVE_NUM_DRAFT_TOKENS", "TP_SIZE"]
+    with pytest.raises(ConfigurationError) as refused:
+        plan({"SPECULATIVE_NUM_STEPS": "-1", "TP_SIZE": "0", "MODEL_NAME": ""})
+    names = sorted(problem.partition("=")[0] for problem in refused.value.problems)
+    assert names == ["MODEL_NAME is empty: there is no model to serve", "SPECULATIVE_NUM_STEPS", "TP_SIZE"]
+
+
 @pytest.mark.parametrize(
     "environ",
     [
