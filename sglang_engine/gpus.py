@@ -10,11 +10,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from sglang_engine.presets import ALL_WEIGHTS, AWQ, BF16, PRESETS, Preset, preset_of
 
 QUERY_SECONDS = 20.0  # a driver that is not kept loaded takes several seconds for each card
+KILL_SECONDS = 1.0  # one that hangs in the driver cannot even be killed, and is left behind
+# What nvidia-smi exits with where it answers and warns: 14 is a corrupted infoROM (its manual page, RETURN VALUE).
+_ANSWERED = (0, 14)
 MIB = 1024 * 1024
 GB = 1e9
 # The 20 attention heads of GLM-4.7-Flash split over so many cards.
@@ -23,6 +27,7 @@ SPLITS = (4, 2, 1)
 _SAME_CARD = 0.1
 _QUERY = ("--query-gpu=uuid,name,memory.total,compute_cap", "--format=csv,noheader,nounits")
 _SLICE = re.compile(r"^\s+MIG ((?:\d+c\.)?\d+g\.(\d+)gb\S*)\s.*UUID: (MIG-[^)]+)\)", re.MULTILINE)
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _PARENT = re.compile(r"^GPU \d+: .*UUID: (GPU-[^)]+)\)", re.MULTILINE)
 
 
@@ -51,7 +56,10 @@ class Machine:
 
 
 def look(environ: Mapping[str, str]) -> Machine:
-    """The cards that CUDA would find, in its order. Takes QUERY_SECONDS at most, twice that with slices."""
+    """The cards that the engine would find, in its order (CUDA_DEVICE_ORDER=PCI_BUS_ID, as nvidia-smi lists them).
+
+    Takes twice QUERY_SECONDS and KILL_SECONDS at most.
+    """
     program = shutil.which("nvidia-smi", path=environ.get("PATH"))
     if program is None:
         return Machine(problem="there is no nvidia-smi")
@@ -62,6 +70,8 @@ def look(environ: Mapping[str, str]) -> Machine:
         return Machine(problem=f"nvidia-smi {_complaint(error)}")
     if slices:
         cards = slices[:1]  # CUDA gives a process one slice, whatever it may see
+    if untold := next((card.product for card in cards if not card.memory_gb), None):
+        return Machine(problem=f"nvidia-smi does not tell the memory of {untold}")
     visible = environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         cards = _visible(slices or cards, visible)[: 1 if slices else None]
@@ -70,9 +80,25 @@ def look(environ: Mapping[str, str]) -> Machine:
 
 
 def _answer(program: str, *arguments: str) -> str:
-    return subprocess.run(
-        [program, *arguments], capture_output=True, text=True, errors="replace", timeout=QUERY_SECONDS, check=True
-    ).stdout
+    """What nvidia-smi says. Raises OSError and SubprocessError, after QUERY_SECONDS and KILL_SECONDS at most."""
+    command = [program, *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True, errors="replace"
+    )
+    try:
+        said, complaint = process.communicate(timeout=QUERY_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(KILL_SECONDS)
+        raise
+    finally:
+        for pipe in (process.stdout, process.stderr):
+            if pipe is not None:
+                pipe.close()
+    if process.returncode not in _ANSWERED:
+        raise subprocess.CalledProcessError(process.returncode, command, said, complaint)
+    return said
 
 
 def _complaint(error: Exception) -> str:
@@ -88,12 +114,13 @@ def _complaint(error: Exception) -> str:
 
 
 def _cards(listing: str) -> list[Card]:
-    """Raises ValueError for a line that is no card."""
+    """Raises ValueError for a line that is no card; but for warnings, which may stand among those of cards."""
+    lines = [line for line in listing.splitlines() if line.strip()]
     found = []
-    for line in filter(str.strip, listing.splitlines()):
+    for line in [line for line in lines if line.startswith("GPU-")] or lines:
         uuid, product, memory, capability = (part.strip() for part in line.split(","))
         major, _, minor = capability.partition(".")
-        memory_gb = int(memory) * MIB / GB if memory.isdigit() else 0.0  # a card in slices may not tell
+        memory_gb = float(memory) * MIB / GB if _NUMBER.fullmatch(memory) else 0.0  # a card in slices may not tell
         found.append(Card(uuid, product, memory_gb, (int(major), int(minor))))
     return found
 
@@ -148,7 +175,9 @@ def choose(cards: Sequence[Card], *, split: int | None = None) -> Choice:
     card = min(alike[:most], key=lambda card: card.memory_gb)
     weights = next((each for each in ALL_WEIGHTS if each.fits(card.memory_gb, card.capability, most)), None)
     if weights is None:
-        raise ValueError(_too_small(card, most))
+        others = len(cards) - len(alike)
+        left = f"; {others} other of {len(cards)} cards left out (CUDA_VISIBLE_DEVICES chooses)" if others else ""
+        raise ValueError(_too_small(card, most) + left)
     known = next((preset for preset in PRESETS.values() if _is_of(preset, card)), None)
     if known is not None and most == 1:
         preset = known

@@ -109,8 +109,11 @@ class Launch:
         offline = {"HF_HUB_OFFLINE": "1"} if self.is_offline else {}
         # How often SGLang checks whether the caller of an unstreamed request is still there; its own default is 4 s.
         hang_ups = {"SGLANG_REQUEST_STATE_WAIT_TIMEOUT": "1"}
+        # CUDA's own order has the fastest card first; where cards differ, the first one is then not nvidia-smi's.
+        order = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
         return {
             **hang_ups,
+            **order,
             **dict(self.environment),
             **kernel_caches.variables(environ),
             **environ,

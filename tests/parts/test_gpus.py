@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,17 @@ def test_of_slices_there_is_one_with_the_memory_of_its_profile(
     assert (card.slice_name, card.memory_gb) == (profile, 40 if profile == "3g.40gb" else 10)
 
 
+def test_warnings_among_the_cards_are_left_out(tmp_path: Path) -> None:
+    said = f"{H100}\nWARNING: infoROM is corrupted at gpu 0000:01:00.0\n"
+    assert len(gpus.look(machine_with(tmp_path, said, code=14)).cards) == 1
+
+
+@pytest.mark.parametrize("memory", ["[N/A]", "0", "lots", "[Insufficient Permissions]"])
+def test_card_whose_memory_is_not_told_is_not_taken_for_a_small_one(tmp_path: Path, memory: str) -> None:
+    machine = gpus.look(machine_with(tmp_path, f"GPU-dddd, NVIDIA GB10, {memory}, 12.1"))
+    assert machine == gpus.Machine(problem="nvidia-smi does not tell the memory of NVIDIA GB10")
+
+
 @pytest.mark.parametrize(
     ("cards", "code", "problem"),
     [
@@ -91,6 +103,20 @@ def test_machine_without_nvidia_smi_says_so(tmp_path: Path) -> None:
 def test_nvidia_smi_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "QUERY_SECONDS", 0.2)
     assert gpus.look(machine_with(tmp_path, H100, seconds=30)).problem == "nvidia-smi does not answer within 0.2 s"
+
+
+def test_nvidia_smi_that_cannot_even_be_killed_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "QUERY_SECONDS", 0.2)
+    monkeypatch.setattr(gpus, "KILL_SECONDS", 0.2)
+    hanging: list[subprocess.Popen[str]] = []
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: hanging.append(process))
+    began = time.monotonic()
+    assert "does not answer" in gpus.look(machine_with(tmp_path, H100, seconds=30)).problem
+    assert time.monotonic() - began < 15
+    monkeypatch.undo()
+    [process] = hanging
+    process.kill()
+    process.wait()
 
 
 def printed(folder: Path, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:

@@ -97,6 +97,17 @@ def test_card_that_no_variant_fits_is_refused_with_what_would(one: Card, said: s
     assert refused.value.is_lasting
 
 
+def test_refusal_says_that_other_cards_are_left_out() -> None:
+    with pytest.raises(ValueError, match="1 other of 2 cards left out"):
+        choose([card("NVIDIA RTX A4000", 17.2, (8, 6)), H100])
+
+
+def test_engine_counts_the_cards_in_the_order_in_which_the_choice_was_made() -> None:
+    assert plan({}).child_environ({})["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    own = {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    assert plan(own).child_environ(own)["CUDA_DEVICE_ORDER"] == "FASTEST_FIRST"
+
+
 def test_choice_is_told_with_its_reason() -> None:
     launch = plan({"PRESET": "auto"}, {}, Machine((L40S,)))
     [note] = launch.notes
