@@ -91,8 +91,9 @@ PRESETS_INTRODUCTION = """\
 `PRESET=auto` asks nvidia-smi what there is and takes the card's preset; on another card, or on a MIG slice, the best
 weights that fit by the same arithmetic: bf16, else FP8 (compute capability 8.9 and newer), else AWQ. Several cards of
 one kind share the model (`TENSOR_PARALLEL_SIZE` 2 or 4), unless `TENSOR_PARALLEL_SIZE` or `DATA_PARALLEL_SIZE` says
-otherwise; of several kinds, the first in nvidia-smi's order counts, and `CUDA_VISIBLE_DEVICES` chooses another. The log and `engine.py --print` say what was chosen and why; where nothing fits, the start is refused with
-the reason. `auto` is the image's own default, as long as nothing else names the model: `MODEL_NAME`, another `PRESET`,
+otherwise; of several kinds, the first in nvidia-smi's order counts, and `CUDA_VISIBLE_DEVICES` chooses another. The log
+and `engine.py --print` say what was chosen and why; where nothing fits, the start is refused with the reason. `auto` is
+the image's own default, as long as nothing else names the model: `MODEL_NAME`, another `PRESET`,
 or a model inside the image. `PRESET=off`, or an empty one, chooses nothing.
 """
 

@@ -53,6 +53,30 @@ async def test_jobs_fail_with_the_diagnosis_where_no_worker_could_start_and_then
         assert "Traceback" not in worker.log
 
 
+@pytest.mark.parametrize(
+    ("says", "check", "told_to_callers"),
+    [
+        (
+            "GatedRepoError: 403 Client Error. Cannot access gated repo",
+            "model",
+            "set HF_TOKEN to a token of that account",
+        ),
+        ("RuntimeError: Not enough memory. Please try to increase --mem-fraction-static.", "kv_cache", "the KV cache"),
+        ("launch_server.py: error: argument --dtype: invalid choice: 'f8'", "option", "an option that SGLang does not"),
+    ],
+    ids=["gated", "KV cache", "option"],
+)
+async def test_every_cause_that_no_other_host_would_mend_is_told_to_callers(
+    says: str, check: str, told_to_callers: str
+) -> None:
+    async with running_platform() as platform:
+        job = platform.queue.submit(HELLO)
+        worker = await start(platform, "x", {"FAILED_START_SECONDS": "2"}, engine={"exit_code": 1, "says": f"{says}\n"})
+        assert told_to_callers in error_of(await job.finished(20))["message"]
+        assert await worker.exit_code() == 1
+        assert [ping["check"] for ping in told(platform, "x")] == [check]
+
+
 async def test_wrong_settings_are_told_to_callers_all_at_once() -> None:
     async with running_platform() as platform:
         job = platform.queue.submit(HELLO)
@@ -83,9 +107,16 @@ async def test_stop_ends_the_waiting_for_jobs() -> None:
         ({"FAILED_START_SECONDS": "0", "PORT": "http"}, {}, 2, "settings"),
         ({}, {"exit_code": 1, "says": "OSError: [Errno 28] No space left on device\n"}, 1, "disk"),
         ({}, {"exit_code": 1, "says": "RuntimeError: No CUDA GPUs are available\n"}, 1, "gpu"),
+        ({}, {"exit_code": 1, "says": "RuntimeError: The NVIDIA driver on your system is too old\n"}, 1, "driver"),
+        (
+            {},
+            {"exit_code": 1, "says": "ERROR: [Errno 98] bind on ('127.0.0.1', 1): address already in use\n"},
+            1,
+            "port",
+        ),
         ({}, {"exit_code": 7}, 1, "engine"),
     ],
-    ids=["no time given", "no time given, settings", "disk", "no GPU", "unknown"],
+    ids=["no time given", "no time given, settings", "disk", "no GPU", "old driver", "port", "unknown"],
 )
 async def test_job_is_left_to_the_next_worker_where_that_could_start(
     environment: dict[str, str], engine: dict[str, Any], code: int, check: str

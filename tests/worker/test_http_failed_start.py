@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from local_runpod import worker_environment
-from scripts.worker_process import Worker, running_platform, start_http_worker
+from scripts.worker_process import Platform, Worker, running_platform, start_http_worker
 
 pytestmark = pytest.mark.anyio
 
@@ -43,6 +43,17 @@ async def answers(worker: Worker) -> dict[str, httpx.Response]:
         }
 
 
+def ping_variables(platform: Platform) -> dict[str, str]:
+    """Where a worker without jobs tells the platform how it is."""
+    variables = worker_environment(platform.base_url, worker_id="http")
+    return {name: variables[name] for name in ("RUNPOD_WEBHOOK_PING", "RUNPOD_AI_API_KEY", "RUNPOD_POD_ID")}
+
+
+def checks_told(platform: Platform) -> list[str]:
+    """The checks that failed, by what the platform was told."""
+    return [ping["check"] for ping in platform.queue.pings["http"] if ping.get("status") == "unhealthy"]
+
+
 @pytest.mark.parametrize(
     ("environment", "engine", "code", "said"),
     [
@@ -55,11 +66,7 @@ async def test_every_route_answers_503_with_the_diagnosis_and_then_the_worker_en
     environment: dict[str, str], engine: dict[str, object], code: int, said: str
 ) -> None:
     async with running_platform() as platform:
-        ping = {
-            name: value
-            for name, value in worker_environment(platform.base_url, worker_id="http").items()
-            if name in ("RUNPOD_WEBHOOK_PING", "RUNPOD_AI_API_KEY", "RUNPOD_POD_ID")
-        }
+        ping = ping_variables(platform)
         worker = await start_http_worker({"FAILED_START_SECONDS": "6"} | environment | ping, engine=engine)
         try:
             for path, answer in (await answers(worker)).items():
@@ -67,10 +74,29 @@ async def test_every_route_answers_503_with_the_diagnosis_and_then_the_worker_en
                 assert said in answer.json()["error"]["message"], path
             assert worker.process.returncode is None
             assert await worker.exit_code() == code
-            unhealthy = [ping for ping in platform.queue.pings["http"] if ping.get("status") == "unhealthy"]
-            assert [ping["check"] for ping in unhealthy] == ["model" if code == 1 else "settings"]
+            assert checks_told(platform) == ["model" if code == 1 else "settings"]
         finally:
             await worker.stop()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "engine", "check"),
+    [
+        ("0", NOT_FOUND, "model"),
+        ("600", {"exit_code": 1, "says": "OSError: [Errno 28] No space left on device\n"}, "disk"),
+        ("600", {"exit_code": 7}, "engine"),
+    ],
+    ids=["no time given", "disk", "unknown"],
+)
+async def test_worker_that_another_host_could_start_ends_at_once(
+    seconds: str, engine: dict[str, object], check: str
+) -> None:
+    async with running_platform() as platform:
+        environment = {"FAILED_START_SECONDS": seconds} | ping_variables(platform)
+        worker = await start_http_worker(environment, engine=engine)
+        assert await worker.exit_code() == 1
+        assert checks_told(platform) == [check]
+        assert "Traceback" not in worker.log
 
 
 async def test_stop_ends_the_telling() -> None:
