@@ -91,23 +91,32 @@ def _folders(cache: Path, repository: str) -> Iterator[Path]:
 
 def _in_folder(model: Path, revision: str | None) -> Path | None:
     snapshots = model / "snapshots"
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # an index may be anything
-        if revision and _COMMIT.fullmatch(revision):
-            return _whole(snapshots / revision)
-        reference = model / "refs" / (revision or "main")
-        if reference.is_file():
-            return _whole(snapshots / reference.read_text().strip())
-        if revision is None:  # a platform's cache need not have references
-            # The newest first; of two that are equally old always the same, whatever order the disk lists them in.
-            latest = sorted(snapshots.iterdir(), key=lambda folder: (folder.stat().st_mtime, folder.name), reverse=True)
-            return next((folder for folder in latest if _whole(folder)), None)
+    if revision and _COMMIT.fullmatch(revision):
+        return _whole(snapshots / revision)
+    with suppress(OSError, ValueError):
+        commit = (model / "refs" / (revision or "main")).read_text().strip()
+        if commit and (snapshots / commit).is_dir():
+            return _whole(snapshots / commit)
+    # A platform's cache need not have references, nor the snapshot that one names.
+    return _newest_whole(snapshots) if revision is None else None
+
+
+def _newest_whole(snapshots: Path) -> Path | None:
+    """The newest that is complete; of two that are equally old always the same, however the disk lists them."""
+    with suppress(OSError):
+        folders = [folder for folder in snapshots.iterdir() if folder.is_dir()]
+        latest = sorted(folders, key=lambda folder: (folder.stat().st_mtime, folder.name), reverse=True)
+        return next((folder for folder in latest if _whole(folder)), None)
     return None
 
 
 def _whole(snapshot: Path) -> Path | None:
-    names = {path.name for path in snapshot.iterdir() if path.is_file()}  # a dangling link is not a file
-    has_tokenizer = any(name in names for name in _TOKENIZERS) or any(name.endswith(".tiktoken") for name in names)
-    return snapshot if "config.json" in names and has_tokenizer and _has_all_weights(snapshot, names) else None
+    with suppress(OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):  # an index is anything
+        names = {path.name for path in snapshot.iterdir() if path.is_file()}  # a dangling link is not a file
+        has_tokenizer = any(name in names for name in _TOKENIZERS) or any(name.endswith(".tiktoken") for name in names)
+        if "config.json" in names and has_tokenizer and _has_all_weights(snapshot, names):
+            return snapshot
+    return None
 
 
 def _has_all_weights(snapshot: Path, names: set[str]) -> bool:

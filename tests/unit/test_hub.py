@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,9 +76,10 @@ def test_file_whose_content_is_gone_is_missing(tmp_path: Path) -> None:
     assert find_model(MODEL, None, [tmp_path]) is None
 
 
-def test_index_that_is_no_json_is_not_trusted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": {}}}', "[" * 100_000])
+def test_index_that_is_none_is_not_trusted(tmp_path: Path, text: str) -> None:
     snapshot = put(tmp_path, WHOLE)
-    (snapshot / "model.safetensors.index.json").resolve().write_text("{")
+    (snapshot / "model.safetensors.index.json").resolve().write_text(text)
     assert find_model(MODEL, None, [tmp_path]) is None
 
 
@@ -94,6 +96,28 @@ def test_snapshot_without_references_is_taken_as_it_is(tmp_path: Path) -> None:
     snapshot = put(tmp_path, WHOLE, reference=None)
     assert find_model(MODEL, None, [tmp_path]) == snapshot
     assert find_model(MODEL, "v1", [tmp_path]) is None
+
+
+@pytest.mark.parametrize("broken", ["a file beside it", "an index that is not JSON", "no files at all"])
+def test_broken_snapshot_does_not_hide_one_that_is_whole(tmp_path: Path, broken: str) -> None:
+    snapshot = put(tmp_path, WHOLE, reference=None)
+    os.utime(snapshot, (1, 1))
+    if broken == "a file beside it":
+        (snapshot.parent / ".DS_Store").touch()
+    elif broken == "an index that is not JSON":
+        other = put(tmp_path, WHOLE, commit=OTHER, reference=None)
+        (other / "model.safetensors.index.json").resolve().write_text("{")
+    else:
+        put(tmp_path, [], commit=OTHER, reference=None)
+    assert find_model(MODEL, None, [tmp_path]) == snapshot
+
+
+@pytest.mark.parametrize("reference", [b"c" * 40, b"", b"\n", b"\xff\xfe"])
+def test_reference_to_a_snapshot_that_is_not_there_is_as_good_as_none(tmp_path: Path, reference: bytes) -> None:
+    snapshot = put(tmp_path, WHOLE)
+    (snapshot.parents[1] / "refs" / "main").write_bytes(reference)
+    assert find_model(MODEL, None, [tmp_path]) == snapshot
+    assert find_model(MODEL, "main", [tmp_path]) is None, "a revision that is asked for is not guessed"
 
 
 @pytest.mark.parametrize(
