@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -38,10 +40,10 @@ def show(number: int, title: str, job: dict[str, Any]) -> bool:
     print(f"\n{BOLD}{number}. {title}{PLAIN}")
     print(f"{DIM}$ {COMMAND} --test_input {shlex.quote(text)}{PLAIN}", flush=True)
     began = time.monotonic()
+    command = [sys.executable, "handler.py", "--test_input", text]
+    environ = {"PORT": free_port(), **os.environ}  # a worker that runs already may have the default one
     with LOG.open("w") as log:
-        run = subprocess.run(
-            [sys.executable, "handler.py", "--test_input", text], stdout=subprocess.PIPE, stderr=log, check=False
-        )
+        run = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env=environ, check=False)
     if run.returncode != 0:
         print(f"failed, exit code {run.returncode}:\n{run.stdout.decode()}\n{LOG.read_text()[-4000:]}", file=sys.stderr)
         return False
@@ -54,6 +56,13 @@ def show(number: int, title: str, job: dict[str, Any]) -> bool:
         show_message(report["output"][0]["choices"][0]["message"])
     print(f"{DIM}  job {report['id']} {report['status']}, {time.monotonic() - began:.0f} s with the start{PLAIN}")
     return True
+
+
+def free_port() -> str:
+    """A port on which nothing listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def show_message(message: dict[str, Any]) -> None:
