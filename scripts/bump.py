@@ -1,4 +1,4 @@
-"""Writes the newest SGLang image, RunPod SDK and digests of base images everywhere they are pinned.
+"""Writes the newest SGLang image, RunPod SDK, digests of base images and the page's libraries wherever they are pinned.
 
 Run once a week by .github/workflows/bump.yml, as `python3 -m scripts.bump`. With `--facts` it writes nothing, and
 compares what the documentation says of images and RunPod's pools with what there is.
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from scripts import facts
+from scripts import facts, vendor
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -35,10 +35,12 @@ SGLANG_PLACES = {
 SGLANG_IMAGE_FILES = ("Dockerfile", "docker-compose.yml")
 PYTHON_IMAGE, PYTHON_IMAGE_FILES = "python:3.11-slim-bookworm", ("embedded/Dockerfile",)
 RUNPOD_PLACES = {"Dockerfile": [r'"runpod=='], "embedded/requirements.txt": [r"\nrunpod=="]}
+# The libraries of the local API's page, whose files are in this repository.
+PAGE_PLACES = {package.name: {"scripts/vendor.py": [rf'"{package.name}",\s+"']} for package in vendor.PACKAGES}
 
 
 def main() -> int:
-    """Look up both versions, and write any that are newer; or compare the facts."""
+    """Look up the versions, and write any that are newer; or compare the facts."""
     if sys.argv[1:] == ["--facts"]:
         return facts.main(REPOSITORY, has_image=digest_of)
     sglang = newest(releases("sglang"))
@@ -54,6 +56,9 @@ def main() -> int:
     write(REPOSITORY, RUNPOD_PLACES, runpod)
     project = REPOSITORY / "pyproject.toml"
     project.write_text(runpod_range(project.read_text(encoding="utf-8"), runpod), encoding="utf-8")
+    for package, places in PAGE_PLACES.items():
+        write(REPOSITORY, places, npm_release(package))
+    subprocess.run([sys.executable, "-m", "scripts.vendor"], cwd=REPOSITORY, check=True)
     return 0
 
 
@@ -65,6 +70,15 @@ def releases(package: str) -> list[str]:
     if not found:
         raise LookupError(f"pip finds no versions of {package}: {said.stderr.strip()}")
     return found[1].split(", ")
+
+
+def npm_release(package: str) -> str:
+    """The version of a package that npm would install now. Raises LookupError if it finds none."""
+    command = ["npm", "view", package, "version"]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    if said.returncode or not RELEASE.fullmatch(said.stdout.strip()):
+        raise LookupError(f"npm finds no release of {package}: {said.stderr.strip()}")
+    return said.stdout.strip()
 
 
 def digest_of(image: str) -> str | None:

@@ -35,7 +35,7 @@ PACKAGES = (
         "15.0.3",
         {"dist/browser/markdown-it.umd.min.js": "markdown-it.min.js", "LICENSE": "markdown-it.LICENSE"},
     ),
-    Package("dompurify", "3.4.18", {"dist/purify.min.js": "purify.min.js", "LICENSE": "purify.LICENSE"}),
+    Package("dompurify", "3.5.0", {"dist/purify.min.js": "purify.min.js", "LICENSE": "purify.LICENSE"}),
 )
 
 

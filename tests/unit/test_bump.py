@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.bump import (
+    PAGE_PLACES,
     REPOSITORY,
     RUNPOD_PLACES,
     SGLANG_IMAGE_FILES,
@@ -55,6 +56,15 @@ def test_version_is_written_in_all_its_places(copy: Path) -> None:
     assert "\nsglang==0.6.1\n" in texts["requirements.txt"]
     assert "\nrunpod==1.13.2\n" in texts["requirements.txt"]
     assert not any("0.5.23" in line for line in texts["pyproject.toml"].splitlines() if "sglang" in line)
+
+
+def test_library_of_the_page_gets_its_version_and_no_other(copy: Path) -> None:
+    (copy / "scripts").mkdir()
+    shutil.copy(REPOSITORY / "scripts" / "vendor.py", copy / "scripts" / "vendor.py")
+    for number, places in enumerate(PAGE_PLACES.values()):
+        write(copy, places, f"99.0.{number}")
+    text = (copy / "scripts" / "vendor.py").read_text()
+    assert [text.count(f'"99.0.{number}"') for number in range(len(PAGE_PLACES))] == [1] * len(PAGE_PLACES)
 
 
 def test_older_version_changes_nothing(copy: Path) -> None:
