@@ -10,6 +10,8 @@ import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+from embedded.environment import MODEL_FOLDER
+
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -24,6 +26,12 @@ def test_every_package_of_the_notebook_is_a_dependency() -> None:
     distributions = packages_distributions()
     missing = [module for module in imported if not {name.lower() for name in distributions[module]} & installed]
     assert missing == []
+
+
+def test_opening_it_with_the_tiny_glm_names_its_tokenizer() -> None:
+    first = json.loads((REPOSITORY / "test_endpoint.ipynb").read_text(encoding="utf-8"))["cells"][0]
+    settings = f"RUNPOD_BASE_URL=http://127.0.0.1:8000/v2 TOKENIZER={MODEL_FOLDER.relative_to(REPOSITORY)} "
+    assert settings + ".venv/bin/jupyter lab test_endpoint.ipynb" in "".join(first["source"])
 
 
 def test_every_plot_has_a_sentence_on_how_to_read_it() -> None:
