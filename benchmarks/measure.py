@@ -89,8 +89,8 @@ class Worker:
 
     def cpu_seconds(self) -> float:
         """User and system time of its process so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        # The clock that clock_getcpuclockid(3) names: to the nanosecond, where /proc counts in steps of 10 ms.
+        return time.clock_gettime(~self.process.pid << 3 | 2)
 
     def memory_mib(self) -> float:
         """Resident memory of its process."""

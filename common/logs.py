@@ -153,11 +153,13 @@ class JsonLines(LineMask):
         return f"{self._printed(super().masked_beginning(line, left_out_bytes).rstrip())}\n"
 
     def _object(self, line: str) -> str:
-        # Its texts are masked, not the line: a mask over quotes and escapes could leave something that is not JSON.
+        # Its texts are masked, not the line: a mask over quotes and escapes could leave something that is not JSON. But
+        # hardly a line has anything to mask, and without escapes its texts stand in it as they are: one look will do.
         if line.startswith("{"):
             try:
                 if isinstance(value := orjson.loads(line), dict):
-                    return _as_json(self._mask.value(value))
+                    has_nothing = "\\" not in line and self._mask(line) == line
+                    return line if has_nothing else _as_json(self._mask.value(value))
             except (orjson.JSONDecodeError, RecursionError):
                 pass
         return self._printed(self._mask(line))

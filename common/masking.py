@@ -84,8 +84,12 @@ class Mask:
         # Looking for plain strings first is many times faster than the pattern, which almost no text needs.
         if self._values is not None and any(form in text for form in self._forms):
             text = self._values.sub(MASK, text)
-        text = _NAMED.sub(rf"\1{MASK}", text)
-        text = _IN_QUERY.sub(rf"\1{MASK}", text)
+        # The same for the patterns. Case folding, as IGNORECASE takes the Kelvin sign for a k and a long s for an s.
+        folded = text.casefold()
+        if "key" in folded or "password" in folded:
+            text = _NAMED.sub(rf"\1{MASK}", text)
+        if "?" in text or "&" in text:
+            text = _IN_QUERY.sub(rf"\1{MASK}", text)
         return _IN_ADDRESS.sub(rf"\1{MASK}", text) if "@" in text else text
 
     def head(self, text: str, most: int) -> str:

@@ -21,44 +21,54 @@ from gateway.sse import EVENT_END
 
 # What is said last is within this many events: the reasons of several choices, usage, `[DONE]`.
 _LAST_EVENTS = 8
-_BATCHES_BEFORE = 4
+_BATCHES = 5
 _KEPT_BYTES = 16 * 1024  # of an earlier batch, and of the first
 _MAX_EVENT_BYTES = 1024 * 1024  # a larger one would hold up the loop for milliseconds; its numbers stay unknown
 
 _REASON = re.compile(r"[a-z_]{1,40}")
+# What the numbers of tokens and the reason stand under. Most events have neither: their `finish_reason` is null.
+_SAYS_SOMETHING = re.compile(rb'_tokens"|_reason"\s*:\s*[^\sn]|"(?:reason|status)"')
 
 
 class Watch:
     """Fills a job's record from its answer."""
 
+    # Three thousand batches a second may pass here: what is touched for each is in one small object.
+    __slots__ = ("_first", "_last", "_last_at", "_record", "_size")
+
     def __init__(self, record: JobRecord) -> None:
         self._record = record
         self._first = b""
-        self._before: deque[bytes] = deque(maxlen=_BATCHES_BEFORE)
-        self._last = b""
         self._last_at = 0.0
+        self._size = 0
+        self._last: deque[bytes] = deque(maxlen=_BATCHES)
+        """The last batches, the newest whole, of the others the end."""
 
     def events(self, data: bytes) -> None:
         """Whole events of a stream, which have just arrived or been waited for."""
         now = time.monotonic()
-        record = self._record
-        if record.first_token_seconds is None:
-            record.first_token_seconds = now - record.began
-            record.bytes = 0
-            self._first = data[:_KEPT_BYTES]
-        else:
+        if self._last_at:
             meters.OUTPUT_GAP_SECONDS.observe(now - self._last_at)
-            self._before.append(self._last[-_KEPT_BYTES:])
-        record.bytes = (record.bytes or 0) + len(data)
-        self._last, self._last_at = data, now
+        else:
+            self._record.first_token_seconds = now - self._record.began
+            self._first = data[:_KEPT_BYTES]
+        self._last_at = now
+        self._size += len(data)
+        if len(data) > _KEPT_BYTES:
+            self._last = deque((earlier[-_KEPT_BYTES:] for earlier in self._last), maxlen=_BATCHES)
+        self._last.append(data)
 
     def end_of_events(self) -> None:
         """The stream is over, however it ended: read what its last events say."""
-        if not self._last:
+        if not self._last_at:
             return
-        tail = b"".join((*self._before, self._last))
+        self._record.bytes = self._size
+        tail = b"".join(self._last)
         for event in reversed(tail.rsplit(EVENT_END, _LAST_EVENTS + 1)[-_LAST_EVENTS - 1 :]):
-            note_usage(self._record, _payload(event))
+            if _SAYS_SOMETHING.search(event):
+                note_usage(self._record, _payload(event))
+                if self._record.completion_tokens is not None and self._record.finish_reason is not None:
+                    break  # `/generate` says it all again in each event, beside all of the text so far
         if self._record.prompt_tokens is None:
             completion = self._record.completion_tokens  # of which the first event knows nothing
             note_usage(self._record, _payload(self._first.partition(EVENT_END)[0]))

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks import endpoint, report
+from benchmarks import endpoint, metrics, report
 from benchmarks.measure import Result
 from benchmarks.profile import OWNERS, THE_LOOP, shares
 from benchmarks.report import Table
@@ -28,6 +28,17 @@ def test_table_is_markdown() -> None:
     assert markdown(("a", "long"), [("1", "2"), ("three", "")]) == (
         "| a     | long |\n|-------|------|\n| 1     | 2    |\n| three |      |"
     )
+
+
+def test_cost_of_counting_is_told_by_pairs_with_its_error() -> None:
+    shares = {metrics.ON: [0.31, 0.35, 0.36], metrics.OFF: [0.30, 0.33, 0.33]}
+    table = metrics.table({name: [metrics.Stretch(cpu) for cpu in of_name] for name, of_name in shares.items()})
+    assert table.rows == [
+        ("with counting", "35.0%", "33.0%", "35.5%"),
+        ("without", "33.0%", "31.5%", "33.0%"),
+        ("difference, by pair", "2.00%", "1.50%", "2.50%"),
+        ("their mean, and its standard error", "2.00% ± 0.58%", "", ""),
+    ]
 
 
 def test_samples_belong_to_the_innermost_known_owner() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -106,6 +107,22 @@ def test_secrets_in_an_object_are_masked_and_it_stays_an_object() -> None:
         "api_key": "***",
         "deep": [{"url": "https://u:***@host/"}, {"***": 1}],
     }
+
+
+@pytest.mark.parametrize("line", ['{"a": 1,  "b": "ü"}', '{"a":1,"a":2} ', "{}"])
+def test_object_without_secrets_is_passed_on_as_it_is(line: str) -> None:
+    assert JsonLines(Mask(["hf_abcdef"])).feed(f"{line}\n".encode()) == f"{line}\n"
+
+
+PARTS = ("hf_abcdef", "?key=", "&token=", "://u:", "pw@", "api_key", 'password="', '"', "'", ":", "=", " ", "\\", "x")
+texts = st.lists(st.sampled_from(PARTS), max_size=6).map("".join)
+
+
+@given(st.dictionaries(texts, texts | st.lists(texts, max_size=2) | st.none(), max_size=4), st.booleans())
+def test_object_s_texts_are_masked_each_by_itself_whatever_the_line_looks_like(value: Any, is_compact: bool) -> None:
+    mask = Mask(["hf_abcdef"])
+    line = json.dumps(value, separators=(",", ":") if is_compact else None)
+    assert json.loads(JsonLines(mask).feed(f"{line}\n".encode())) == mask.value(value)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 5000 + "1" + "}" * 5000, '{"n": ' + "9" * 5000 + "}"])

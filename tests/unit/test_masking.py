@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common import masking
 from common.errors import JobError
 from common.masking import MASK, LineMask, Mask
 from engine import _overview, plan
@@ -91,6 +92,17 @@ def test_keys_in_urls_are_secrets_of_their_own() -> None:
     assert Mask()("GET /ping/x?key=unknown&job_id=1, /x?n=1&X-Amz-Signature=ab12") == (
         "GET /ping/x?key=***&job_id=1, /x?n=1&X-Amz-Signature=***"
     )
+
+
+# Some with a Kelvin sign or a long s, which patterns take for k and s.
+PARTS = [*"_-=: '\"?&@x", "api-KEY", "api_\u212aey='", "Password", "pa\u017f\u017fword='", "token=", "://u:"]
+
+
+@given(st.lists(st.sampled_from(PARTS), max_size=12).map("".join))
+def test_text_that_is_not_searched_has_nothing_to_mask(text: str) -> None:
+    thoroughly = masking._NAMED.sub(rf"\1{MASK}", text)
+    thoroughly = masking._IN_QUERY.sub(rf"\1{MASK}", thoroughly)
+    assert Mask()(text) == masking._IN_ADDRESS.sub(rf"\1{MASK}", thoroughly)
 
 
 def test_secret_of_several_lines_is_masked_line_by_line() -> None:

@@ -150,6 +150,17 @@ def test_only_the_last_events_of_a_long_stream_are_parsed(monkeypatch: pytest.Mo
     assert len(parsed) <= usage._LAST_EVENTS + 2
 
 
+def test_events_that_say_nothing_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[bytes] = []
+    real = usage._payload
+    monkeypatch.setattr(usage, "_payload", lambda event: parsed.append(event) or real(event))  # type: ignore[func-returns-value]
+    said = [WORD, ended("stop"), event({"choices": [], "usage": CHAT_USAGE}), DONE]
+    watch = Watch(JobRecord("j"))
+    watch.events(b"".join(said))
+    watch.end_of_events()
+    assert [f"{one.decode()}\n\n".encode() for one in parsed] == [said[2], said[1]]
+
+
 def test_stream_without_an_event_tells_nothing() -> None:
     record = JobRecord("j")
     Watch(record).end_of_events()
