@@ -53,7 +53,8 @@ def read_invocation(argv: list[str]) -> Invocation:
     platform = environment.detect(os.environ)
     asked_interval = environment.ping_interval(os.environ)
     os.environ.update(environment.translate(os.environ))
-    arguments = parse_arguments(argv, os.environ, form=log_form(os.environ, platform))
+    form = log_form(os.environ, platform)  # in every mode: a load balancer's worker is on a platform too
+    arguments = parse_arguments(argv, os.environ, form=form)
     if arguments.log_level:
         os.environ["RUNPOD_LOG_LEVEL"] = arguments.log_level
     if arguments.test_job is not None or arguments.serve_api or arguments.serve_http:
@@ -61,7 +62,6 @@ def read_invocation(argv: list[str]) -> Invocation:
     mask = Mask.from_environ(os.environ)
     answers_one = arguments.test_job is not None
     # Local mode's answer goes straight to standard output, so that all of it arrives, however slowly it is read.
-    form = log_form(os.environ, platform)
     flush = never_wait_for_readers(mask, ["stderr"] if answers_one else ["stdout", "stderr"], form=form)
     atexit.register(flush)
     exit_on_signals(EXIT_FAILED if answers_one else EXIT_OK, last=flush)

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from common.job_record import FIELDS
-from scripts.worker_process import Worker, free_port, start_worker
+from scripts.worker_process import Worker, free_port, running_http_worker, start_worker
 from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
@@ -93,3 +93,14 @@ async def test_trace_context_reaches_the_engine(server: Server) -> None:
     await server.client.post(CHAT, json={"model": "m", "messages": []}, headers=headers)
     seen = (await server.worker.engine_requests())[-1]["headers"]
     assert (seen["traceparent"], seen["tracestate"]) == (PARENT, "a=1")
+
+
+async def test_load_balancer_s_worker_logs_objects_from_its_first_line_to_its_last() -> None:
+    async with running_http_worker({"RUNPOD_ENDPOINT_ID": "e"}) as worker:
+        async with httpx.AsyncClient(base_url=worker.http_url, trust_env=False, timeout=30) as client:
+            await client.post(CHAT, json={"messages": []}, headers={"x-request-id": "mine"})
+        await worker.stop()
+    lines = [json.loads(line) for line in worker.log.splitlines()]
+    assert {"requestId", "message", "level", "time", "source"} <= set.intersection(*map(set, lines))
+    assert [line["outcome"] for line in lines if line["requestId"] == "mine"] == ["completed"]
+    assert {line["source"] for line in lines} >= {"worker", "engine"}
