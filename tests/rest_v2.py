@@ -337,7 +337,9 @@ def _clients(api: RestApi) -> APIRouter:
     @router.post("/lb/v1/chat/completions")
     async def chat() -> Response:
         status = next_of(api.http_answers)
-        return JSONResponse(ANSWER, status) if status == 200 else Response("no workers available", status)
+        if status == 200:
+            return JSONResponse(ANSWER)
+        return Response("" if status in (204, 401) else '{"error":"no workers available"}', status)
 
     return router
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import re
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
+import httpx
 import pytest
 
 from common.web_server import serving
@@ -96,6 +99,22 @@ async def test_printed_client_runs(api: RestApi, run: Run) -> None:
     )
     said, _ = await client.communicate()
     assert said == b"Hello there.\n"
+
+
+async def test_client_in_the_documentation_tries_again_until_a_worker_answers(
+    api: RestApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (REPOSITORY / "docs" / "deploy.md").read_text(encoding="utf-8")
+    [program] = [block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def ask(" in block]
+    names: dict[str, Any] = {}
+    exec(program.replace("https://<ENDPOINT_ID>.api.runpod.ai", f"{api.base_url}/lb"), names)  # noqa: S102
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    api.http_answers = [502, 204, 503, 400, 200]
+    assert await asyncio.to_thread(names["ask"], []) == "Hello there."
+    assert len(api.requests) == 5
+    api.http_answers = [401]
+    with pytest.raises(httpx.HTTPStatusError):
+        await asyncio.to_thread(names["ask"], [])
 
 
 @pytest.mark.parametrize("words", [NEW, (*NEW, "--type", "http")])
