@@ -15,7 +15,8 @@ from sglang_engine.presets import ALL_WEIGHTS, PRESETS
 from sglang_engine.start_time import limit_to_set
 from tests.rest_v2 import RestApi
 
-PAGE = (Path(__file__).parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+REPOSITORY = Path(__file__).parents[2]
+PAGE = (REPOSITORY / "docs" / "deploy.md").read_text(encoding="utf-8")
 IMAGE = "<registry>/glm-flash-worker:0.2.0"
 
 
@@ -52,3 +53,14 @@ def test_numbers_of_seconds_are_the_defaults() -> None:
     found = re.findall(r"`([A-Z_]+_SECONDS)` \((\d+)\)", PAGE)
     assert {name for name, _ in found} == {"SHUTDOWN_TIMEOUT_SECONDS", "STARTUP_TIMEOUT_SECONDS"}
     assert all(defaults[name] == seconds for name, seconds in found)
+
+
+def test_every_build_names_a_tag_and_the_platform_of_the_hosts() -> None:
+    """Without them, an image built on a Mac does not start, and workers of one endpoint can run different images."""
+    pages = [*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("examples/**/*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages).replace("\\\n", " ")
+    builds = re.findall(r"docker build .*", text)
+    assert len(builds) >= 5
+    for line in builds:
+        assert "--platform linux/amd64" in line, line
+        assert re.search(r"-t \S+:[\w.-]+ ", line), line
