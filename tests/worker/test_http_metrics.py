@@ -96,7 +96,7 @@ async def test_trace_context_reaches_the_engine(server: Server) -> None:
 
 
 async def test_load_balancer_s_worker_logs_objects_from_its_first_line_to_its_last() -> None:
-    async with running_http_worker({"RUNPOD_ENDPOINT_ID": "e"}) as worker:
+    async with running_http_worker({"RUNPOD_ENDPOINT_ID": "e"}, engine={"says": "Load weight begin.\n"}) as worker:
         async with httpx.AsyncClient(base_url=worker.http_url, trust_env=False, timeout=30) as client:
             await client.post(CHAT, json={"messages": []}, headers={"x-request-id": "mine"})
         await worker.stop()
