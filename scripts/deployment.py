@@ -147,7 +147,7 @@ def deployment(wanted: Wanted) -> Deployment:
         body["networkVolumes"] = [wanted.volume]
     if wanted.registry:
         body["registry"] = wanted.registry
-    notes = tuple(_notes(wanted, environment, size_gb=size_gb, size_is_known=known))
+    notes = tuple(_notes(wanted, environment, model=_model(launch), size_gb=size_gb, size_is_known=known))
     return Deployment(preset, body, launch.served_model_name, notes, mask)
 
 
@@ -176,7 +176,9 @@ def _ports(environment: Mapping[str, str]) -> list[int]:
     return sorted({settings.port, settings.health_port})
 
 
-def _notes(wanted: Wanted, environment: Mapping[str, str], *, size_gb: float, size_is_known: bool) -> Iterator[str]:
+def _notes(
+    wanted: Wanted, environment: Mapping[str, str], *, model: str, size_gb: float, size_is_known: bool
+) -> Iterator[str]:
     yield from warnings_for(environment)
     if "@" not in wanted.image and ":" not in wanted.image.rpartition("/")[2]:
         yield f"{wanted.image} has no tag, which means `latest`: workers that start later may run another build"
@@ -190,7 +192,7 @@ def _notes(wanted: Wanted, environment: Mapping[str, str], *, size_gb: float, si
     if not wanted.volume:
         yield (
             "without --volume, each new host downloads the model into the container's disk, at the GPU's price; "
-            "or name it as the endpoint's Model in RunPod's console, for which the REST API has no field"
+            f"or name {model} as the endpoint's Model in RunPod's console, for which the REST API has no field"
         )
     if wanted.kind == "http" and environment.get("API_KEY"):
         yield (
@@ -270,10 +272,13 @@ def _number(values: Mapping[str, str], flag: str) -> int:
     return int(values.get(flag) or 1)
 
 
+def _model(launch: Launch) -> str:
+    return dict(values_of(list(launch.arguments)))["--model-path"]
+
+
 def _size_gb(launch: Launch, preset: Preset) -> tuple[float, bool]:
     """The weights' size, and whether it is known."""
-    model = dict(values_of(list(launch.arguments)))["--model-path"]
-    known = SIZES_GB.get(model)
+    known = SIZES_GB.get(_model(launch))
     return (known, True) if known is not None else (preset.memory_gb * STATIC_SHARE, False)
 
 

@@ -42,6 +42,11 @@ def test_start_limits_and_disks_are_those_that_are_set(weights: object) -> None:
     assert f"{disk} GB ({preset.weights.name})" in PAGE
 
 
+def test_models_to_be_cached_are_those_that_the_presets_name() -> None:
+    for weights in ALL_WEIGHTS:
+        assert PAGE.count(f"`{weights.variables.get('MODEL_NAME', 'zai-org/GLM-4.7-Flash')}`") >= 2
+
+
 def test_addresses_are_those_of_the_clients_lines() -> None:
     endpoint = RestApi(base_url="https://api.runpod.ai").add(deployment(Wanted(image=IMAGE, gpu="h100")).body, "<ID>")
     (base,) = re.findall(r'base_url="([^"]+)"', client_lines(endpoint, "glm-4.7-flash"))

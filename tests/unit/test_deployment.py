@@ -149,6 +149,14 @@ def test_all_problems_are_reported_at_once() -> None:
     assert len(refusal.value.problems) == 4
 
 
+@pytest.mark.parametrize("gpu", PRESETS)
+def test_model_to_be_cached_is_named_unless_there_is_a_volume(gpu: str) -> None:
+    model = PRESETS[gpu].variables.get("MODEL_NAME", "zai-org/GLM-4.7-Flash")
+    note = f"or name {model} as the endpoint's Model in RunPod's console"
+    assert any(note in told for told in deployment(Wanted(image=IMAGE, gpu=gpu)).notes)
+    assert not any("Model in RunPod" in told for told in deployment(Wanted(image=IMAGE, gpu=gpu, volume="v")).notes)
+
+
 def test_misspelt_variable_gets_its_hint_as_a_note() -> None:
     planned = deployment(Wanted(image=IMAGE, gpu="h100", environment={"CONTEXT_LENGHT": "8192"}))
     assert any("CONTEXT_LENGTH" in note for note in planned.notes)
