@@ -75,7 +75,7 @@ def _hosts() -> Parser:
 
 def _path() -> Parser:
     def parse(text: str) -> str:
-        if not is_plain_path(text):
+        if text != "/" and not is_plain_path(text):
             raise ValueError(text)
         return text
 

@@ -25,7 +25,7 @@ from gateway.error_events import error_event
 from gateway.errors import make_presentable
 from gateway.http_server.access import Access
 from gateway.http_server.bodies import Bodies, ClientLeftError, Reader, Receive, UnsupportedBodyError
-from gateway.http_server.refusals import Headers, MethodNotAllowedError, refusal, refusal_of_the_router, refuse
+from gateway.http_server.refusals import Headers, MethodNotAllowedError, error_of_the_framework, refusal, refuse
 from gateway.http_server.turns import Turns
 from gateway.request import METHODS, UpstreamRequest
 from gateway.routes import checked_query, requested_path
@@ -303,7 +303,7 @@ class App:
                         if not visit.has_begun:
                             await visit.start(head.status, _kept(head.headers, _NOT_FOR_THE_CLIENT))
                         await visit.body(part, more=True)
-                    elif error := refusal_of_the_router(head, part, visit.path):
+                    elif error := error_of_the_framework(head, part, visit.path):
                         raise error
                     else:
                         length = (b"content-length", str(len(part)).encode())

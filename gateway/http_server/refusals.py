@@ -9,7 +9,7 @@ from typing import Any
 from common.errors import JobError, json_text
 from gateway.deliver import Head
 from gateway.error_events import error_payload
-from gateway.errors import NoSuchRouteError
+from gateway.errors import NoSuchRouteError, UpstreamError
 from gateway.http_server.access import KeyNeededError
 
 # How long clients are told to wait when they may try again; with less, hundreds of them would keep a starting worker
@@ -20,10 +20,12 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 
-# What SGLang's router says where it has no such route, or not with this method, in the form of no API.
-ROUTERS_OWN: dict[int, bytes] = {
+# What SGLang's web framework says, in the form of no API: it has no such route, or not with this method, or the route
+# raised an error of which it tells nothing.
+FRAMEWORKS_OWN: dict[int, bytes] = {
     HTTPStatus.NOT_FOUND: b'{"detail":"Not Found"}',
     HTTPStatus.METHOD_NOT_ALLOWED: b'{"detail":"Method Not Allowed"}',
+    HTTPStatus.INTERNAL_SERVER_ERROR: b"Internal Server Error",
 }
 
 
@@ -38,13 +40,17 @@ class MethodNotAllowedError(JobError):
         self.allowed = allowed
 
 
-def refusal_of_the_router(head: Head, body: bytes, path: str) -> JobError | None:
-    """The error in an answer of SGLang's that comes from its router and from none of its routes."""
-    if body != ROUTERS_OWN.get(head.status):
+def error_of_the_framework(head: Head, body: bytes, path: str) -> JobError | None:
+    """The error in an answer of SGLang's that comes from its web framework and from none of its routes."""
+    if body != FRAMEWORKS_OWN.get(head.status):
         return None
-    if head.status == HTTPStatus.NOT_FOUND:
-        return NoSuchRouteError(f"there is no route {path!r}")
-    return MethodNotAllowedError(next(value.decode() for name, value in head.headers if name.lower() == b"allow"))
+    match head.status:
+        case HTTPStatus.NOT_FOUND:
+            return NoSuchRouteError(f"there is no route {path!r}")
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            return MethodNotAllowedError(", ".join(v.decode() for name, v in head.headers if name.lower() == b"allow"))
+        case _:
+            return UpstreamError("the engine failed to handle this request", code=head.status)
 
 
 def refusal(error: JobError, path: str) -> tuple[int, Headers, bytes]:

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gateway.errors import NoSuchRouteError, RouteNotAllowedError
-from gateway.http_server.refusals import ROUTERS_OWN
+from gateway.http_server.refusals import FRAMEWORKS_OWN
 from gateway.routes import requested_path
 from tests.engine.conftest import Api
 
@@ -45,9 +45,12 @@ def test_route_is_known(path: str) -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/chat/completions"])
-async def test_its_router_refuses_as_this_server_expects_it_to(api: Api, path: str) -> None:
+@pytest.mark.parametrize("path", ["/v1/nothing", "/v1/chat/completions", "/separate_reasoning"])
+async def test_its_framework_refuses_as_this_server_expects_it_to(api: Api, path: str) -> None:
+    method = "POST" if path == "/separate_reasoning" else "GET"
     async with httpx.AsyncClient(base_url=api.worker.engine_url, timeout=60, trust_env=False) as client:
-        answer = await client.get(path)
-    assert answer.content == ROUTERS_OWN[answer.status_code]
+        answer = await client.request(
+            method, path, json={"text": "", "reasoning_parser": ""} if method == "POST" else None
+        )
+    assert answer.content == FRAMEWORKS_OWN[answer.status_code]
     assert (answer.headers.get("allow") == "POST") == (answer.status_code == 405)

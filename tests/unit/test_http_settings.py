@@ -68,6 +68,11 @@ def test_every_problem_is_told_at_once() -> None:
     ]
 
 
+@pytest.mark.parametrize("path", ["/", "/healthz", "/live/now"])
+def test_health_checks_have_a_path_of_their_own(path: str) -> None:
+    assert HttpSettings.from_environ({"HEALTH_CHECK_PATH": path}).health_paths == {"/health", "/ready", "/ping", path}
+
+
 @pytest.mark.parametrize(("name", "value"), [("PORT", "30000"), ("PORT_HEALTH", "30000")])
 def test_ports_differ(name: str, value: str) -> None:
     with pytest.raises(ConfigurationError, match=f"expected another port than {name}$"):
