@@ -43,9 +43,15 @@ def catch_up(environ: Mapping[str, str]) -> None:
 def route_progress() -> None:
     """Have the SDK's `progress_update` report through the job loop, however the user's program has imported it.
 
-    It starts a thread with a function of its module; both are looked up when it is called.
+    It starts a thread with a function of its module; both are looked up when it is called. So is its log, to which it
+    writes each report at DEBUG, and the content of jobs does not belong there.
     """
-    _set("rp_progress", _thread_target=progress_update, threading=SimpleNamespace(Thread=_AtOnce))
+    _set(
+        "rp_progress",
+        _thread_target=progress_update,
+        threading=SimpleNamespace(Thread=_AtOnce),
+        log=SimpleNamespace(debug=lambda _: None),
+    )
 
 
 class _AtOnce:

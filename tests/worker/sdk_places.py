@@ -13,27 +13,26 @@ from typing import Any, Protocol
 import httpx
 
 from common.web_server import serving
-from local_runpod import Job
-from scripts.worker_process import (
-    ANSWER_SECONDS,
-    REPOSITORY,
-    Worker,
-    free_port,
-    running_platform,
-    start_worker,
-    until_api_is_ready,
-)
+from local_runpod import Job, JobQueue, worker_environment
+from scripts.worker_process import REPOSITORY, Worker, free_port, running_platform, start_worker, until_api_is_ready
 from tests.worker.waverless import Waverless
 
 PROGRAM = REPOSITORY / "tests" / "worker" / "sdk_program.py"
 KINDS = ("function", "coroutine", "generator", "async_generator")
+STREAMING = ("generator", "async_generator")
+# Many programs start at once here, each with RunPod's SDK to import.
+ANSWER_SECONDS = 120.0
+NOBODY = "http://127.0.0.1:9"
 
 
 class Place(Protocol):
     """Somewhere to send jobs to."""
 
     async def answer(self, job_input: Any) -> dict[str, Any]:
-        """The job's report, as `/status` has it; on a platform also `posts`, what the worker has posted about it."""
+        """The job's report, as `/status` has it.
+
+        On a platform also `posts`, what the worker has posted about it; of the API also `streamed`, what `/stream` has.
+        """
 
     @property
     def log(self) -> str:
@@ -50,11 +49,14 @@ class Deployed:
     """A worker on RunPod or Waverless."""
 
     worker: Worker
-    submit: Any
+    queue: JobQueue
     posts: dict[str, list[tuple[str, Any]]]
 
+    def submit(self, job_input: Any) -> Job:
+        return self.queue.submit(job_input)
+
     async def answer(self, job_input: Any) -> dict[str, Any]:
-        job: Job = self.submit(job_input)
+        job = self.submit(job_input)
         await job.finished(ANSWER_SECONDS)
         return job.report() | {"posts": self.posts.pop(job.id)}
 
@@ -95,25 +97,29 @@ class Noted:
 
 
 @asynccontextmanager
-async def on_runpod(kind: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[Deployed]:
+async def on_runpod(
+    kind: str, environment: Mapping[str, str] | None = None, *arguments: str
+) -> AsyncIterator[Deployed]:
     async with running_platform(wrap=Noted) as platform:
-        worker = await start_program(kind, environment or {}, platform=platform)
+        worker = await start_program(kind, environment or {}, *arguments, platform=platform)
         try:
-            yield Deployed(worker, platform.queue.submit, platform.app.posts)
+            yield Deployed(worker, platform.queue, platform.app.posts)
         finally:
             assert await worker.stop() == 0, worker.log
 
 
 @asynccontextmanager
-async def on_waverless(kind: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[Deployed]:
+async def on_waverless(
+    kind: str, environment: Mapping[str, str] | None = None, *arguments: str
+) -> AsyncIterator[Deployed]:
     waverless = Waverless()
     app = Noted(waverless.app())
     async with serving(app, "127.0.0.1", 0) as port:
         waverless.base_url = f"http://127.0.0.1:{port}"
         variables = waverless.environment() | {"WAVERLESS_HEALTH_PORT": str(free_port())} | dict(environment or {})
-        worker = await start_program(kind, variables)
+        worker = await start_program(kind, variables, *arguments)
         try:
-            yield Deployed(worker, waverless.queue.submit, app.posts)
+            yield Deployed(worker, waverless.queue, app.posts)
         finally:
             assert await worker.stop() == 0, worker.log
             assert waverless.refused == []
@@ -128,7 +134,8 @@ class Api:
 
     async def answer(self, job_input: Any) -> dict[str, Any]:
         answer: dict[str, Any] = (await self.client.post("/runsync", json={"input": job_input})).json()
-        return answer
+        streamed = (await self.client.get(f"/stream/{answer['id']}")).json()["stream"]
+        return answer | {"streamed": [each["output"] for each in streamed]}
 
     @property
     def log(self) -> str:
@@ -141,7 +148,7 @@ async def in_api_mode(kind: str, environment: Mapping[str, str] | None = None, *
     worker = await start_program(kind, environment or {}, "--rp_serve_api", "--rp_api_port", str(port), *arguments)
     url = f"http://127.0.0.1:{port}"
     try:
-        await until_api_is_ready(url, worker)
+        await until_api_is_ready(url, worker, ANSWER_SECONDS)
         async with httpx.AsyncClient(base_url=url, timeout=ANSWER_SECONDS, trust_env=False) as client:
             yield Api(worker, client)
     finally:
@@ -154,11 +161,12 @@ class Local:
 
     kind: str
     environment: Mapping[str, str]
+    arguments: tuple[str, ...] = ()
     log: str = ""
 
     async def answer(self, job_input: Any) -> dict[str, Any]:
-        job = json.dumps({"input": job_input})
-        worker = await start_program(self.kind, self.environment, "--test_input", job, stdout=subprocess.PIPE)
+        arguments = ("--test_input", json.dumps({"input": job_input}), *self.arguments)
+        worker = await start_program(self.kind, self.environment, *arguments, stdout=subprocess.PIPE)
         output, _ = await asyncio.wait_for(worker.process.communicate(), ANSWER_SECONDS)
         self.log += worker.log
         report: dict[str, Any] = json.loads(output)
@@ -167,13 +175,40 @@ class Local:
 
 
 @asynccontextmanager
-async def in_local_mode(kind: str, environment: Mapping[str, str] | None = None) -> AsyncIterator[Local]:
-    yield Local(kind, environment or {})
+async def in_local_mode(
+    kind: str, environment: Mapping[str, str] | None = None, *arguments: str
+) -> AsyncIterator[Local]:
+    yield Local(kind, environment or {}, arguments)
 
 
+def runpod_s_variables() -> dict[str, str]:
+    """What a pod of RunPod has, whether it works for its queue or not."""
+    return worker_environment(NOBODY)
+
+
+def waverless_s_variables() -> dict[str, str]:
+    waverless = Waverless()
+    waverless.base_url = NOBODY
+    return waverless.environment()
+
+
+def _with(
+    place: Callable[..., AbstractAsyncContextManager[Any]], variables: Callable[[], dict[str, str]]
+) -> Callable[..., AbstractAsyncContextManager[Any]]:
+    def start(
+        kind: str, environment: Mapping[str, str] | None = None, *arguments: str
+    ) -> AbstractAsyncContextManager[Any]:
+        return place(kind, variables() | dict(environment or {}), *arguments)
+
+    return start
+
+
+# Mode and platform. On a pod, API mode and local mode have the platform's variables too.
 PLACES: dict[str, Callable[..., AbstractAsyncContextManager[Any]]] = {
-    "runpod": on_runpod,
-    "waverless": on_waverless,
-    "api": in_api_mode,
-    "local": in_local_mode,
+    "worker-runpod": on_runpod,
+    "worker-waverless": on_waverless,
+    "api-runpod": _with(in_api_mode, runpod_s_variables),
+    "api-waverless": _with(in_api_mode, waverless_s_variables),
+    "local-runpod": _with(in_local_mode, runpod_s_variables),
+    "local-waverless": _with(in_local_mode, waverless_s_variables),
 }

@@ -9,8 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from scripts.worker_process import Platform, Worker, command_line, running_platform, running_worker
+from scripts.worker_process import Platform, children_of, running_platform, running_worker
 from sglang_engine.posix import is_alive
+from tests.worker.heartbeat import keeper_of
 
 pytestmark = pytest.mark.anyio
 
@@ -19,19 +20,6 @@ async def until(true: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
         while not true():
             await asyncio.sleep(0.02)
-
-
-def children_of(pid: int) -> list[int]:
-    with open(f"/proc/{pid}/task/{pid}/children") as children:
-        return [int(child) for child in children.read().split()]
-
-
-def keeper_of(worker: Worker) -> int | None:
-    """The heartbeat's keeper: the forked copy of the worker that has forked a copy itself."""
-    for child in worker.children():
-        if command_line(child) == command_line(worker.process.pid) and children_of(child):
-            return child
-    return None
 
 
 async def beats_on(platform: Platform) -> None:
