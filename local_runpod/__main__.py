@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import socket
+import sys
+from contextlib import suppress
 
 import httpx
 import uvicorn
@@ -32,28 +36,45 @@ class _Protocol(H11Protocol):
 
 
 def main() -> None:
-    """Serve until interrupted."""
+    """Serve until interrupted. Exits with 1 if it cannot listen."""
     parser = argparse.ArgumentParser(prog="python -m local_runpod", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--port", type=port, default=8000, help="default: 8000; 0 takes any free one")
     arguments = parser.parse_args()
+    try:
+        listener = _listen(arguments.host, arguments.port)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
+        sys.exit(f"cannot listen on {arguments.host}:{arguments.port}: {why}; see --host and --port")
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(arguments.host, arguments.host)
-    base_url = str(httpx.URL(scheme="http", host=reachable, port=arguments.port))
+    base_url = str(httpx.URL(scheme="http", host=reachable, port=listener.getsockname()[1]))
     print("# A worker joins with:")
     for name, value in worker_environment(base_url).items():
         print(f"export {name}='{value}'")
     print(f"# Clients call {base_url}/v2/local/runsync; the API is described at {base_url}/docs", flush=True)
     access = Access(listens_on=arguments.host)
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(access=access, webhooks=Webhooks(only_public=not access.on_loopback)),
-        host=arguments.host,
-        port=arguments.port,
         log_level="warning",
         http=_Protocol,
         ws="none",
         h11_max_incomplete_event_size=HEAD_BYTES,
         limit_concurrency=CONNECTIONS,
     )
+    with suppress(KeyboardInterrupt):  # uvicorn raises it again, once it has stopped
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def port(text: str) -> int:
+    """An argument as a port; argparse names this function in its own error."""
+    if not 0 <= (number := int(text)) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: expected 0 to 65535")
+    return number
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address[:2], family=family, backlog=2048)
 
 
 if __name__ == "__main__":
