@@ -15,7 +15,7 @@ import httpx
 
 from common import job_record
 from common.errors import AnswerCutOffError, JobError, UnavailableError, type_and_place
-from common.http1 import Connection
+from common.http1 import LOOK_SECONDS, Connection
 from common.masking import Mask
 from gateway import response, sse
 from gateway.errors import (
@@ -309,7 +309,8 @@ class _Observed:
         return self
 
     def hold(self, seconds: float, /) -> Awaitable[None]:
-        return self._connection.hold(seconds) if self._connection else asyncio.sleep(seconds)
+        # No longer than LOOK_SECONDS where the end of the stream could not be noticed meanwhile.
+        return self._connection.hold(seconds) if self._connection else asyncio.sleep(min(seconds, LOOK_SECONDS))
 
     @property
     def has_more(self) -> bool:
