@@ -1,6 +1,6 @@
 """The image, built from the unmodified Dockerfile on a base with the scripted engine, and its containers.
 
-Needs a Docker daemon, and a registry or the image named by WORKER_IMAGE, built already.
+Needs a Docker daemon, and a registry or the images named by WORKER_IMAGE and ROUTER_IMAGE, built already.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ COMPOSE = Path(sys.executable).with_name("docker-compose")
 BUILD_SECONDS = 600
 # No NVIDIA driver here: the service loses its GPU, and takes the image that was built.
 OVERRIDE = "services:\n  worker:\n    deploy: !reset null\n    image: {image}\n"
+# As if there were two of them: `nvidia-smi -i 1` finds the second one, and nobody a third.
+FLEET = """\
+services:
+  worker: {{deploy: !reset null, image: {image}}}
+  router: {{image: {router}}}
+"""
+MEMBER = "  fleet-{number}: {{deploy: !reset null, image: {image}, volumes: ['{smi}:/usr/local/bin/nvidia-smi:ro']}}\n"
+NVIDIA_SMI = '#!/bin/sh\n[ "$*" = "-i 1" ]\n'
 
 
 def run(*command: str, check: bool = True, seconds: float = 60, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -81,11 +90,37 @@ class Compose:
         return self.answer("ps", "--all", "--quiet", "worker").stdout.strip()
 
 
+@contextmanager
+def composed(docker: Docker, folder: Path, override: str, *options: str) -> Iterator[Compose]:
+    """The compose file with this override; gone without a trace at the end."""
+    path = folder / "override.yml"
+    path.write_text(override)
+    files = ("-f", str(REPOSITORY / "docker-compose.yml"), "-f", str(path))
+    compose = Compose(docker, (str(COMPOSE), "--project-name", "glm-flash-worker-test", *files, *options))
+    try:
+        yield compose
+    finally:
+        compose.answer("down", "--volumes", "--timeout", "5")
+
+
 @pytest.fixture
 def compose(docker: Docker, tmp_path: Path) -> Iterator[Compose]:
-    override = tmp_path / "override.yml"
-    override.write_text(OVERRIDE.format(image=docker.image))
-    files = ("-f", str(REPOSITORY / "docker-compose.yml"), "-f", str(override))
-    compose = Compose(docker, (str(COMPOSE), "--project-name", "glm-flash-worker-test", *files))
-    yield compose
-    compose.answer("down", "--volumes", "--timeout", "5")
+    with composed(docker, tmp_path, OVERRIDE.format(image=docker.image)) as compose:
+        yield compose
+
+
+@pytest.fixture
+def fleet(docker: Docker, tmp_path: Path) -> Iterator[Compose]:
+    """`docker compose --profile fleet` on a machine with two GPUs, of which the engine here needs none."""
+    router = os.environ.get("ROUTER_IMAGE", "glm-flash-router-test")
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text(NVIDIA_SMI)
+    smi.chmod(0o755)
+    members = [MEMBER.format(number=number, image=docker.image, smi=smi) for number in range(1, 8)]
+    override = FLEET.format(image=docker.image, router=router) + "".join(members)
+    with composed(docker, tmp_path, override, "--profile", "fleet") as fleet:
+        if "ROUTER_IMAGE" not in os.environ:
+            built = fleet.answer("build", "router", check=False, seconds=BUILD_SECONDS)
+            if built.returncode:
+                pytest.skip(f"needs a registry to build on: {built.stderr.splitlines()[-1]}")
+        yield fleet

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import threading
 import time
 from contextlib import suppress
@@ -13,7 +14,8 @@ import httpx
 from tests.answers import events_of
 from tests.container.conftest import Compose, Docker
 
-API, ENGINE = "http://127.0.0.1:8000", "http://127.0.0.1:30000"
+API, ENGINE, ROUTER = "http://127.0.0.1:8000", "http://127.0.0.1:30000", "http://127.0.0.1:8080"
+CHAT_ROUTE = "/v1/chat/completions"
 CHAT: dict[str, Any] = {"messages": [{"role": "user", "content": "Hello"}]}
 KILL_ENGINE = """
 import os, pathlib
@@ -62,6 +64,26 @@ def test_compose_up_answers_heals_and_stops(compose: Compose) -> None:
     assert answers[0].json()["status"] == "COMPLETED"
     assert docker.inspect(container, ".State.ExitCode") == 0
     assert docker.inspect(container, ".State.Pid") == 0
+
+
+def test_fleet_serves_on_the_gpus_that_are_there_behind_its_router(fleet: Compose) -> None:
+    fleet.answer("up", "--detach", "--no-build", "--pull", "never")
+    assert steps_until(f"{ROUTER}/v1/models", 200)[-1] == 200
+    deadline = time.monotonic() + 60
+    while not all(CHAT_ROUTE in fleet.answer("logs", service).stdout for service in ("worker", "fleet-1")):
+        assert time.monotonic() < deadline, "one of the two answers nothing"
+        asked = {"model": "m", "messages": [{"role": "user", "content": secrets.token_hex(200)}]}
+        assert ask(f"{ROUTER}{CHAT_ROUTE}", asked).json()["echo"]["messages"] == asked["messages"]
+    streamed = ask(f"{ROUTER}{CHAT_ROUTE}", CHAT | {"model": "m", "stream": True}).text
+    assert events_of([streamed])[-1] == "[DONE]"
+    for number in range(2, 8):
+        assert f"no GPU {number} here" in fleet.answer("logs", f"fleet-{number}").stdout
+    began = time.monotonic()
+    fleet.answer("stop")
+    assert time.monotonic() - began < 30
+    containers = fleet.answer("ps", "--all", "--quiet").stdout.split()
+    assert len(containers) == 9
+    assert {fleet.docker.inspect(container, ".State.ExitCode") for container in containers} == {0}
 
 
 def test_published_ports_are_on_loopback_alone(compose: Compose) -> None:
