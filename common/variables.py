@@ -225,6 +225,14 @@ VARIABLES = (
     ),
     variable("WAVERLESS_HEALTH_PORT", 8000, count(most=65535), "the port of `GET /health`, served on Waverless only"),
     variable(
+        "RUNPOD_REALTIME_PORT",
+        "",
+        count(least=0, most=65535),
+        "serve the realtime API of RunPod's SDK on this port of all addresses, in place of taking jobs from the queue; "
+        "empty or 0: no",
+    ),
+    variable("RUNPOD_REALTIME_CONCURRENCY", "", count(), "jobs of the realtime API at once; empty: as deployed"),
+    variable(
         "LOG_FORMAT",
         "",
         word(("JSON", "TEXT")),
