@@ -115,11 +115,11 @@ async def service(
 
     Raises StartError if the engine does not start.
     """
-    client = _client_of(launch, settings)
+    client, engine = _client_of(launch, settings), Engine(launch, mask, early_engine)
     async with (
         HelperProcess() as helper,
         client,
-        Supervisor(Engine(launch, mask, early_engine), engine_settings) as supervisor,
+        Supervisor(engine, engine_settings) as supervisor,
         Capacity.of(client, supervisor, concurrency) as capacity,
         Telling.of(client, supervisor, has_metrics=launch.has_metrics),
     ):
@@ -138,6 +138,7 @@ async def service(
             is_whole_answer=lambda output: not isinstance(output, str),
             ends_answer=lambda output: isinstance(output, LastEvents),
             takes_large_json=True,
+            start_seconds=engine.start_phases,
             capacity=capacity,
         )
 

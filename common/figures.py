@@ -127,6 +127,11 @@ def sentence(figures: Mapping[str, Any], seconds: float) -> str:
     return f"the last {seconds:.0f} s: {jobs}{cancelled}; {rest}"
 
 
+def seconds_by_phase(phases: Mapping[str, float]) -> str:
+    """`worker 0.2 s, imports 9.1 s, …`, without the phases that took no time."""
+    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.items() if seconds >= 0.05)
+
+
 async def figures_now() -> dict[str, Any]:
     """The figures of the last minute; the engine's load is among them while `minute_lines` knows whom to ask."""
     load = await _load(_asked[-1]) if _asked else Load()

@@ -1,8 +1,14 @@
-"""The heartbeat's processes: it is restarted when it dies, and ends with the worker."""
+"""The heartbeat's processes: it is restarted when it dies, and ends with the worker.
+
+The first heartbeat that the platform answers once the worker is ready logs where its start went: it is the moment at
+which the platform can know that this worker is ready.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import json
 import logging
 import multiprocessing
 import os
@@ -11,8 +17,10 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import NoReturn
+from functools import partial
+from typing import Any, NoReturn
 
+from common.figures import seconds_by_phase
 from common.parent_death import die_with_parent
 from serverless import early_sdk
 
@@ -21,6 +29,10 @@ log = logging.getLogger("worker.platform")
 # From the end of one heartbeat process to the start of the next.
 PAUSE_SECONDS = 1.0
 JOIN_SECONDS = 1.0
+MAX_START_BYTES = 4096  # of the phases of a start, as JSON
+
+Beat = Callable[[Callable[[], None]], None]
+"""Pings the platform for ever, and calls what it is given after each ping that was answered."""
 
 
 class Heart:
@@ -31,19 +43,29 @@ class Heart:
     worker itself restarts the keeper.
     """
 
-    def __init__(self, beat: Callable[[], None], environ: Mapping[str, str]) -> None:
-        """beat: pings the platform for ever; it is called in the heartbeat's own process, in this environment."""
+    def __init__(self, beat: Beat, environ: Mapping[str, str]) -> None:
+        """beat: is called in the heartbeat's own process, in this environment."""
         self._beat = beat
         self._environ = dict(environ)
+        self._start = multiprocessing.RawArray(ctypes.c_char, MAX_START_BYTES)  # shared with the heartbeat's process
         self._keeper: multiprocessing.Process | None = None
 
     def start(self) -> None:
         """Start the heartbeat, if the platform wants one."""
         if self._environ.get("RUNPOD_WEBHOOK_PING"):
             self._keeper = multiprocessing.Process(
-                target=_keep_beating, args=(self._beat, self._environ), name="heartbeat", daemon=True
+                target=_keep_beating,
+                args=(partial(self._beat, partial(_tell_start, self._start)), self._environ),
+                name="heartbeat",
+                daemon=True,
             )
             self._keeper.start()
+
+    def ready(self, start_seconds: Mapping[str, float]) -> None:
+        """The worker is ready: the next heartbeat logs what its start took, by phase, if that is known."""
+        phases = {name: round(seconds, 3) for name, seconds in start_seconds.items()}
+        if phases and len(text := json.dumps(phases).encode()) < MAX_START_BYTES:
+            self._start.value = text
 
     async def keep(self) -> None:
         """Restart the keeper whenever it ends, until cancelled."""
@@ -66,6 +88,21 @@ async def _ended(process: multiprocessing.Process) -> None:
     finally:
         loop.remove_reader(process.sentinel)
     process.join(JOIN_SECONDS)
+
+
+def _tell_start(start: Any) -> None:
+    """In the heartbeat's process, after a heartbeat: log what is known of the start, once."""
+    try:
+        phases: dict[str, float] = json.loads(start.value or b"{}")
+    except ValueError:  # it is just being written
+        return
+    if phases:
+        start.value = b""  # also for the heartbeat that would take over from this one
+        log.info(
+            "first heartbeat of the ready worker; its start took %s",
+            seconds_by_phase(phases),
+            extra={"fields": {"start_seconds": phases}},
+        )
 
 
 def _keep_beating(beat: Callable[[], None], environ: Mapping[str, str]) -> None:

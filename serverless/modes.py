@@ -282,7 +282,16 @@ def _run_worker(work: Work) -> int:
     # The heartbeat starts before the engine: loading a model takes minutes, and the platform should see us alive.
     heart = runpod.new_heart(os.environ)
     heart.start()
+    work = replace(work, lifespan=partial(_told_to, heart, work.lifespan))
     return _run_in_loop(_work(work, lambda _: _deployed_platform(work, heart)))
+
+
+@asynccontextmanager
+async def _told_to(heart: Heart, lifespan: Lifespan) -> AsyncGenerator[Service, None]:
+    """The same lifespan; the heartbeat learns when the service is ready."""
+    async with lifespan() as service:
+        heart.ready(service.start_seconds)
+        yield service
 
 
 @asynccontextmanager

@@ -7,7 +7,7 @@ runpod.http_client                           AsyncClientSession: the session wit
 runpod.serverless.modules.rp_fitness         run_fitness_checks, _report_unhealthy
 runpod.serverless.modules.rp_http            JOB_DONE_URL, JOB_STREAM_URL
 runpod.serverless.modules.rp_job             _job_get_url, _job_stop_url
-runpod.serverless.modules.rp_ping            Heartbeat.process_loop
+runpod.serverless.modules.rp_ping            Heartbeat.ping_loop, _mirror, _session
 runpod.serverless.modules.worker_state       WORKER_ID, JobsProgress, PingJobMirror
 runpod.version                               __version__
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -248,11 +248,14 @@ def new_heart(environ: Mapping[str, str]) -> Heart:
     return Heart(partial(_beat, _mirror), environ)
 
 
-def _beat(mirror: Any) -> None:
-    """In the heartbeat's own process: the SDK's loop of pings, which does not end."""
+def _beat(mirror: Any, answered: Callable[[], None]) -> None:
+    """In the heartbeat's own process: the SDK's loop of pings, which does not end. answered: called after each."""
     from runpod.serverless.modules.rp_ping import Heartbeat
 
-    Heartbeat.process_loop(mirror)
+    heartbeat = Heartbeat()
+    heartbeat._mirror = mirror  # as its process_loop does
+    heartbeat._session.hooks["response"].append(lambda *_, **__: answered())
+    heartbeat.ping_loop()
 
 
 def is_machine_fit() -> bool:

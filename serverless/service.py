@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from common.errors import JobError, json_text
@@ -86,6 +86,7 @@ class Service:
     takes_large_json: whether the handler takes a large input as LargeJson; else it gets every input parsed.
     capacity: how many jobs at once it can take; None if it does not know. A number or a concurrency modifier given to
       `run` goes before it.
+    start_seconds: how long each phase of its start took, where it knows.
     read: what an output says. refreshes: whether the worker shall end after every job, as after an output that asks it.
     """
 
@@ -98,6 +99,7 @@ class Service:
     takes_large_json: bool = False
     is_ready: Callable[[], bool] = lambda: True
     capacity: Capacity | None = None
+    start_seconds: Mapping[str, float] = field(default_factory=dict)
     read: Callable[[Any], Reading] = read_error
     refreshes: bool = False
 

@@ -16,6 +16,7 @@ import httpx
 
 from common import meters
 from common.descriptors import lacks_descriptors
+from common.figures import seconds_by_phase
 from common.masking import Mask
 from common.tasks import cancel
 from sglang_engine.early_start import EarlyStart
@@ -27,7 +28,7 @@ from sglang_engine.launch import Launch
 from sglang_engine.output import Output
 from sglang_engine.port_claim import claim_port
 from sglang_engine.posix import group_members, name_of, wait_for_exit
-from sglang_engine.start_phases import PHASES, StartPhases, process_began_at, text_of
+from sglang_engine.start_phases import PHASES, StartPhases, process_began_at
 
 log = logging.getLogger("worker.engine")
 
@@ -199,7 +200,7 @@ class Engine:
             self.start_phases = self._phases.until(time.monotonic())
             for phase, seconds in self.start_phases.items():
                 meters.START_PHASE_SECONDS.set(seconds, phase)
-            log.info("the start went to: %s", text_of(self.start_phases))
+            log.info("the start went to: %s", seconds_by_phase(self.start_phases))
 
     async def wait_for_end(self) -> Ending:
         """Return as soon as the engine has ended, or one of the vital processes that it had when it became ready."""

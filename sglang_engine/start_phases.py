@@ -79,11 +79,6 @@ class StartPhases:
         }
 
 
-def text_of(phases: dict[str, float]) -> str:
-    """`worker 0.2 s, imports 9.1 s, …`, without the phases that took no time."""
-    return ", ".join(f"{name} {seconds:.1f} s" for name, seconds in phases.items() if seconds >= 0.05)
-
-
 def process_began_at() -> float | None:
     """When this process was started, as `time.monotonic()`; None where /proc does not say."""
     with suppress(OSError, ValueError, IndexError):

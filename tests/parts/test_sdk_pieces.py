@@ -30,7 +30,7 @@ PIECES: dict[tuple[str, str], tuple[str, ...] | None] = {
 }
 # And of the classes, their methods.
 METHODS: dict[tuple[str, str, str], tuple[str, ...]] = {
-    ("runpod.serverless.modules.rp_ping", "Heartbeat", "process_loop"): ("mirror",),
+    ("runpod.serverless.modules.rp_ping", "Heartbeat", "ping_loop"): ("self",),
     ("runpod.serverless.modules.worker_state", "JobsProgress", "add"): ("self", "element"),
     ("runpod.serverless.modules.worker_state", "JobsProgress", "remove"): ("self", "element"),
     ("runpod.serverless.modules.worker_state", "JobsProgress", "get_job_list"): ("self",),
@@ -49,6 +49,13 @@ def test_piece_is_there(module: str, name: str) -> None:
 def test_method_is_there(module: str, name: str, method: str) -> None:
     owner = getattr(importlib.import_module(module), name)
     assert_takes(getattr(owner, method), METHODS[module, name, method])
+
+
+def test_heartbeat_has_the_mirror_and_the_session_that_the_worker_sets() -> None:
+    heartbeat = importlib.import_module("runpod.serverless.modules.rp_ping").Heartbeat()
+    assert heartbeat._mirror is None
+    assert isinstance(heartbeat._session.hooks["response"], list)
+    heartbeat._session.close()
 
 
 def assert_takes(function: Any, given: tuple[str, ...]) -> None:

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from sglang_engine.start_phases import PHASES, StartPhases, process_began_at, text_of
+from common.figures import seconds_by_phase
+from sglang_engine.start_phases import PHASES, StartPhases, process_began_at
 
 LINES = [
     (12.0, "[2026-11-25 04:00:00 TP0] Load weight begin. avail mem=78.51 GB\n"),
@@ -32,7 +33,7 @@ def test_phases_of_a_start() -> None:
     assert phases == pytest.approx(
         {"worker": 0.5, "imports": 10.0, "download": 0.0, "weights": 30.0, "CUDA graphs": 10.0, "warm-up": 4.0}
     )
-    assert text_of(phases) == "worker 0.5 s, imports 10.0 s, weights 30.0 s, CUDA graphs 10.0 s, warm-up 4.0 s"
+    assert seconds_by_phase(phases) == "worker 0.5 s, imports 10.0 s, weights 30.0 s, CUDA graphs 10.0 s, warm-up 4.0 s"
 
 
 def test_download_is_told_from_the_loading_in_which_it_happens() -> None:
