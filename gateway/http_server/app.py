@@ -140,7 +140,8 @@ class App:
         self._is_dead = False
         health: dict[str, Route] = dict.fromkeys(health_paths, self.health)
         own = {path: self._guarded(route) for path, route in (routes or {}).items()}
-        self._routes: dict[str, Route] = {**own, **health, _LIVE: self._live, _READY: self._ready}
+        # HEALTH_CHECK_PATH, which is among the health paths, wins: who sets it means what RunPod means by it.
+        self._routes: dict[str, Route] = {**own, _LIVE: self._live, _READY: self._ready, **health}
 
     @property
     def in_flight(self) -> int:

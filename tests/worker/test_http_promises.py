@@ -100,6 +100,17 @@ async def test_health_has_a_path_and_a_port_of_its_own() -> None:
             ).status_code == 404
 
 
+async def test_path_for_health_checks_means_the_same_whichever_it_is() -> None:
+    worker = await start_http_worker({"HEALTH_CHECK_PATH": "/health/ready"}, engine={"ready_after": 600})
+    try:
+        async with client_of(worker) as client:
+            await until(worker.starts_path.exists)  # from here on, it is the server itself that answers
+            for path, status in (("/health/ready", 204), ("/ping", 204), ("/health/live", 200)):
+                assert (await client.get(path)).status_code == status
+    finally:
+        await worker.stop()
+
+
 @pytest.mark.parametrize("mode", ["http", "HTTP"])
 async def test_mode_is_a_variable_too(mode: str) -> None:
     async with running_http_worker({"MODE": mode}, arguments=()) as worker, client_of(worker) as client:
