@@ -68,7 +68,8 @@ async def until_ready(client: httpx.AsyncClient, process: subprocess.Popen[bytes
 
 
 def test_exit_code_of_the_engine_is_passed_through(tmp_path: Path) -> None:
-    environment = {"PYTHONPATH": str(SCRIPTED_ENGINE), "SCRIPTED_ENGINE": '{"exit_code": 7}'}
+    port = str(free_port())
+    environment = {"PYTHONPATH": str(SCRIPTED_ENGINE), "SCRIPTED_ENGINE": '{"exit_code": 7}', "PORT": port}
     assert run([], environment, tmp_path).returncode == 7
 
 
@@ -85,13 +86,16 @@ async def test_download_is_told_of_until_the_engine_ends(tmp_path: Path) -> None
         *ENGINE, cwd=tmp_path, env=clean_environment() | environment, stderr=subprocess.PIPE
     )
     assert process.stderr is not None
-    async with asyncio.timeout(40):
-        assert (await process.stderr.readline()).startswith(b"starting the engine: ")
-        await asyncio.sleep(2)  # the first check, which says nothing, is over; the next is 10 s later
-        (blobs / "abc.incomplete").write_bytes(b"x" * 5_000_000)
-        assert (await process.stderr.readline()).startswith(b"downloading zai-org/GLM-4.7-Flash: 0.005 GB so far, ")
-    process.kill()
-    assert await asyncio.wait_for(process.stderr.read(), 5) == b"", "nobody is left to write"
+    try:
+        async with asyncio.timeout(80):
+            assert (await process.stderr.readline()).startswith(b"starting the engine: ")
+            await asyncio.sleep(2)  # the first check, which says nothing, is over; the next is 10 s later
+            (blobs / "abc.incomplete").write_bytes(b"x" * 5_000_000)
+            assert (await process.stderr.readline()).startswith(b"downloading zai-org/GLM-4.7-Flash: 0.005 GB so far, ")
+    finally:
+        process.kill()
+    assert await asyncio.wait_for(process.stderr.read(), 30) == b"", "nobody is left to write"
+    await process.wait()
 
 
 def test_print_shows_everything_and_starts_nothing(tmp_path: Path) -> None:
