@@ -11,8 +11,8 @@ import argparse
 import asyncio
 import os
 import sys
-from pathlib import Path
 
+from benchmarks.fleet.arguments import not_negative, picture, positive, whole, whole_or_none
 from benchmarks.fleet.outcome import SUMMARY, Outcome, by_worker, plot, summary
 from benchmarks.fleet.running import FleetError, run_fleet
 from benchmarks.fleet.scaling import Endpoint, read_rule
@@ -26,10 +26,10 @@ def main() -> int:
         prog="scripts/fleet", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("load", nargs="?", default="burst:96", help="default: %(default)s")
-    parser.add_argument("--tokens", type=int, default=100, help="of an answer: %(default)s")
-    parser.add_argument("--seconds", type=float, default=2.0, help="that an answer of --tokens takes: %(default)s")
-    parser.add_argument("--streams", type=int, default=8, help="that an engine runs at once: %(default)s")
-    parser.add_argument("--kv-tokens", type=int, help="that its KV cache holds; default: more than enough")
+    parser.add_argument("--tokens", type=whole, default=100, help="of an answer: %(default)s")
+    parser.add_argument("--seconds", type=positive, default=2.0, help="that an answer of --tokens takes: %(default)s")
+    parser.add_argument("--streams", type=whole, default=8, help="that an engine runs at once: %(default)s")
+    parser.add_argument("--kv-tokens", type=whole, help="that its KV cache holds; default: more than enough")
     parser.add_argument(
         "--engine",
         choices=("paced", "tiny"),
@@ -37,22 +37,26 @@ def main() -> int:
         help="tiny: the real SGLang with the tiny GLM, on the CPU",
     )
     parser.add_argument("--rule", default="count:32", help="delay:SECONDS or count:JOBS, RunPod's two: %(default)s")
-    parser.add_argument("--least", type=int, default=1, help="workers, ready at the beginning: %(default)s")
-    parser.add_argument("--most", type=int, default=3, help="workers: %(default)s")
-    parser.add_argument("--idle", type=float, default=5.0, help="seconds without a job, then it stops: %(default)s")
-    parser.add_argument("--cold-start", type=float, default=4.0, help="seconds of a worker's start: %(default)s")
-    parser.add_argument("--round-trip", type=float, default=0.03, help="seconds of a platform's call: %(default)s")
+    parser.add_argument("--least", type=whole_or_none, default=1, help="workers, ready at the beginning: %(default)s")
+    parser.add_argument("--most", type=whole, default=3, help="workers: %(default)s")
+    parser.add_argument(
+        "--idle", type=not_negative, default=5.0, help="seconds without a job, then it stops: %(default)s"
+    )
+    parser.add_argument("--cold-start", type=not_negative, default=4.0, help="seconds of a worker's start: %(default)s")
+    parser.add_argument(
+        "--round-trip", type=not_negative, default=0.03, help="seconds of a platform's call: %(default)s"
+    )
     parser.add_argument(
         "--max-concurrency", nargs="+", default=["auto"], metavar="VALUE", help="one run for each: %(default)s"
     )
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the jobs of each worker over time")
+    parser.add_argument("--plot", type=picture, metavar="FILE.png", help="draw the jobs of each worker over time")
     arguments = parser.parse_args()
     try:
         rule, traffic = read_rule(arguments.rule), read_traffic(arguments.load, tokens=arguments.tokens)
+        endpoint = Endpoint(rule, arguments.least, arguments.most, arguments.idle, arguments.cold_start)
     except (TrafficError, ValueError) as error:
         print(f"scripts/fleet: {error}", file=sys.stderr)
         return 2
-    endpoint = Endpoint(rule, arguments.least, arguments.most, arguments.idle, arguments.cold_start)
     try:
         outcomes = asyncio.run(_run(endpoint, traffic, arguments))
     except FleetError as error:

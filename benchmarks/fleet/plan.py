@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.fleet.arguments import not_negative, picture, positive, whole, whole_or_none
 from benchmarks.fleet.engine_model import EngineModel, EngineModelError
 from benchmarks.fleet.outcome import Outcome
 from benchmarks.fleet.scaling import Endpoint, read_rule
@@ -69,30 +70,39 @@ def main() -> int:
         prog="scripts/plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("load")
-    parser.add_argument("--tokens", type=int, default=500, help="of an answer: %(default)s")
+    parser.add_argument("--tokens", type=whole, default=500, help="of an answer: %(default)s")
     parser.add_argument("--engine", type=Path, metavar="FILE.json", help="what scripts/bench --url --json wrote")
-    parser.add_argument("--rate", type=float, default=50.0, help="without it: tokens/s of a stream: %(default)s")
-    parser.add_argument("--streams", type=int, default=46, help="that a worker runs at once: %(default)s")
-    parser.add_argument("--price", type=float, default=2.69, help="of the GPU, in dollars an hour: %(default)s")
-    parser.add_argument("--goal", type=float, default=10.0, help="p95 of the wait for a worker, in s: %(default)s")
-    parser.add_argument("--cold-start", type=float, default=90.0, help="seconds of a worker's start: %(default)s")
+    parser.add_argument("--rate", type=positive, default=50.0, help="without it: tokens/s of a stream: %(default)s")
+    parser.add_argument("--streams", type=whole, default=46, help="that a worker runs at once: %(default)s")
+    parser.add_argument("--price", type=not_negative, default=2.69, help="of the GPU, in dollars an hour: %(default)s")
+    parser.add_argument(
+        "--goal", type=not_negative, default=10.0, help="p95 of the wait for a worker, in s: %(default)s"
+    )
+    parser.add_argument(
+        "--cold-start", type=not_negative, default=90.0, help="seconds of a worker's start: %(default)s"
+    )
     parser.add_argument("--rules", nargs="+", metavar="RULE", help="delay:SECONDS, count:JOBS; default: a few of each")
-    parser.add_argument("--idle", nargs="+", type=float, default=[5.0, 60.0, 300.0], help="time-outs in s: %(default)s")
-    parser.add_argument("--least", type=int, default=0, help="workers: %(default)s")
-    parser.add_argument("--most", type=int, default=20, help="workers: %(default)s")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw price against waiting")
+    parser.add_argument(
+        "--idle", nargs="+", type=not_negative, default=[5.0, 60.0, 300.0], help="time-outs in s: %(default)s"
+    )
+    parser.add_argument("--least", type=whole_or_none, default=0, help="workers: %(default)s")
+    parser.add_argument("--most", type=whole, default=20, help="workers: %(default)s")
+    parser.add_argument("--plot", type=picture, metavar="FILE.png", help="draw price against waiting")
     arguments = parser.parse_args()
     try:
         engine = EngineModel.read(arguments.engine) if arguments.engine else EngineModel.steady(arguments.rate)
         traffic = read_traffic(arguments.load, tokens=arguments.tokens)
         rules = [read_rule(text) for text in arguments.rules or default_rules(arguments.streams)]
+        endpoints = [
+            Endpoint(rule, arguments.least, arguments.most, idle, arguments.cold_start)
+            for rule, idle in itertools.product(rules, arguments.idle)
+        ]
     except (TrafficError, EngineModelError, ValueError) as error:
         print(f"scripts/plan: {error}", file=sys.stderr)
         return 2
     worker = Worker.taking(engine, arguments.streams)
     choices = []
-    for rule, idle in itertools.product(rules, arguments.idle):
-        endpoint = Endpoint(rule, arguments.least, arguments.most, idle, arguments.cold_start)
+    for endpoint in endpoints:
         outcome = Simulation(endpoint, worker, traffic).outcome()
         choices.append(Choice(endpoint, outcome, outcome.price(arguments.price), percentile_95(outcome.waits())))
     choices.sort(key=lambda choice: choice.price)

@@ -78,8 +78,7 @@ class Fleet:
             try:
                 return await self._run(traffic)
             finally:
-                everyone = [member.process for member in self._members] + [process for process, _ in self._spares]
-                await asyncio.gather(*(process.stop() for process in everyone))
+                await asyncio.gather(*(process.stop() for process in self._everyone()))
 
     async def _run(self, traffic: Sequence[Arrival]) -> Outcome:
         # A real engine has its own cold start.
@@ -89,6 +88,9 @@ class Fleet:
             await self._start(cold_start_seconds=0.0)
         async with asyncio.timeout(START_SECONDS):
             while not all(member.is_ready for member in self._members) or not self._are_spares_there():
+                self._look_for_ended(
+                    [*(member.process for member in self._members), *(each for each, _ in self._spares)]
+                )
                 await asyncio.sleep(TICK_SECONDS)
         self._begin()
         scaling = asyncio.create_task(self._scale(), name="scaling the fleet")
@@ -154,13 +156,20 @@ class Fleet:
     def _look_at_members(self) -> None:
         busy = {job.worker_id for job in self._jobs(JobState.IN_PROGRESS)}
         for member in self._present():
-            if member.process.process.returncode is not None:
-                raise FleetError(f"{member.life.name} ended by itself:\n{member.process.log[-2000:]}")
+            self._look_for_ended([member.process])
             if member.life.ready is None and member.is_ready:
                 member.life.ready = self._now()
                 member.idle_since = time.monotonic()
             if member.life.name in busy or member.life.ready is None:
                 member.idle_since = time.monotonic()
+
+    def _everyone(self) -> list[Worker]:
+        return [member.process for member in self._members] + [process for process, _ in self._spares]
+
+    def _look_for_ended(self, workers: Sequence[Worker]) -> None:
+        for worker in workers:
+            if worker.process.returncode is not None:
+                raise FleetError(f"a worker ended by itself:\n{worker.log[-2000:].strip()}")
 
     def _idle(self) -> list[_Member]:
         """Those that have had no job for the endpoint's time, the newest first."""

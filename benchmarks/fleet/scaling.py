@@ -86,6 +86,11 @@ class Endpoint:
     idle_seconds: float = 5.0
     cold_start_seconds: float = 4.0
 
+    def __post_init__(self) -> None:
+        """Raises ValueError for bounds that exclude each other."""
+        if self.least > self.most:
+            raise ValueError(f"at least {self.least} workers and at most {self.most} cannot both be")
+
     def wanted(self, state: State) -> int:
         """How many workers there should be. One starts for the first job, whatever the rule says."""
         floor = max(self.least, 1 if state.queued else 0)

@@ -15,6 +15,7 @@ HINT = (
 )
 DAY_SECONDS = 24 * 3600.0
 NIGHT = 0.1
+MOST_JOBS = 10_000_000  # about 2 GB of memory in a simulation
 
 
 class TrafficError(Exception):
@@ -41,10 +42,13 @@ def read_traffic(text: str, *, tokens: int, seed: int = 0) -> list[Arrival]:
     try:
         match kind, numbers:
             case "burst", [jobs]:
+                _check_number(text, int(jobs))
                 arrivals = [Arrival(0.0, tokens) for _ in range(int(jobs))]
             case "steady", [rate, seconds]:
+                _check_number(text, float(rate) * float(seconds))
                 arrivals = list(_steady(float(rate), float(seconds), tokens, random.Random(seed)))
             case "days", [rate, days]:
+                _check_number(text, float(rate) * float(days) * DAY_SECONDS)
                 every = _steady(float(rate), float(days) * DAY_SECONDS, tokens, random.Random(seed))
                 arrivals = [arrival for arrival in every if chance.random() < _share_of_noon(arrival.at)]
             case _:
@@ -54,6 +58,11 @@ def read_traffic(text: str, *, tokens: int, seed: int = 0) -> list[Arrival]:
     if not arrivals:
         raise TrafficError(f"{text}: there are no jobs in it")
     return arrivals
+
+
+def _check_number(text: str, jobs: float) -> None:
+    if MOST_JOBS < jobs < math.inf:
+        raise TrafficError(f"{text}: these are more than {MOST_JOBS:,} jobs")
 
 
 def _steady(rate: float, seconds: float, tokens: int, chance: random.Random) -> Iterator[Arrival]:

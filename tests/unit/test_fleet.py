@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.fleet.__main__ import main as fleet_main
 from benchmarks.fleet.engine_model import EngineModel, EngineModelError
 from benchmarks.fleet.outcome import Outcome
 from benchmarks.fleet.plan import Choice, advice
+from benchmarks.fleet.plan import main as plan_main
 from benchmarks.fleet.scaling import Endpoint, QueueDelay, RequestCount, Rule, State, read_rule
 from benchmarks.fleet.simulation import Simulation, Worker
 from benchmarks.fleet.traffic import Arrival, TrafficError, read_traffic
@@ -53,6 +57,55 @@ def test_line_of_a_trace_that_is_wrong_is_named(row: str, tmp_path: Path) -> Non
     trace.write_text(f"seconds,tokens\n0,1\n{row}\n")
     with pytest.raises(TrafficError, match="line 3"):
         read_traffic(str(trace), tokens=1)
+
+
+@pytest.mark.parametrize("text", ["burst:10000001", "steady:1:1e9", "days:200:1"])
+def test_more_jobs_than_fit_into_memory_are_refused(text: str) -> None:
+    with pytest.raises(TrafficError, match="more than 10,000,000 jobs"):
+        read_traffic(text, tokens=1)
+
+
+WRONG = [
+    ("--most 0", "expected a whole number of at least 1"),
+    ("--least 5 --most 3", "at least 5 workers and at most 3"),
+    ("--tokens 0", "expected a whole number of at least 1"),
+    ("--tokens -3", "expected a whole number of at least 1"),
+    ("--streams 0", "expected a whole number of at least 1"),
+    ("--cold-start -1", "expected a number of at least 0"),
+    ("--idle nan", "expected a number of at least 0"),
+    ("--plot /no/such/folder/x.png", "in a folder that is there"),
+    ("--plot x.jpg", "expected a name with .png"),
+]
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "said"),
+    [
+        *((fleet_main, *wrong) for wrong in WRONG),
+        *((plan_main, *wrong) for wrong in WRONG),
+        (fleet_main, "--seconds 0", "expected a number above 0"),
+        (fleet_main, "--rule cpu:3", "expected delay:SECONDS or count:JOBS"),
+        (plan_main, "--rate 0", "expected a number above 0"),
+        (plan_main, "--price -1", "expected a number of at least 0"),
+        (plan_main, "--engine no/such.json", "it cannot be read (FileNotFoundError)"),
+        (plan_main, "--rules count:0", "expected delay:SECONDS or count:JOBS"),
+    ],
+)
+def test_argument_that_makes_no_sense_ends_with_2_before_anything_runs(
+    program: Callable[[], int],
+    words: str,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["program", "burst:4", *words.split()])
+    try:
+        code: Any = program()
+    except SystemExit as end:
+        code = end.code
+    captured = capsys.readouterr()
+    assert (code, captured.out) == (2, "")
+    assert said in captured.err
 
 
 def state(**changed: Any) -> State:

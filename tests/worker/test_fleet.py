@@ -12,7 +12,7 @@ import pytest
 from benchmarks.fleet.engine_model import EngineModel
 from benchmarks.fleet.outcome import Outcome, plot
 from benchmarks.fleet.plan import Choice, plot_choices
-from benchmarks.fleet.running import run_fleet
+from benchmarks.fleet.running import FleetError, run_fleet
 from benchmarks.fleet.scaling import Endpoint, QueueDelay, RequestCount, Rule
 from benchmarks.fleet.simulation import Simulation, Worker
 from benchmarks.fleet.traffic import Arrival, read_traffic
@@ -65,6 +65,11 @@ def plan_of(run: Outcome, endpoint: Endpoint, traffic: list[Arrival], *, streams
     starts = [life.ready - life.started for life in run.workers if life.ready]
     worker = Worker.taking(EngineModel.steady(1 / INTERVAL), streams)
     return Simulation(replace(endpoint, cold_start_seconds=statistics.mean(starts)), worker, traffic).outcome()
+
+
+async def test_worker_that_cannot_start_ends_the_run_with_the_reason() -> None:
+    with pytest.raises(FleetError, match="MAX_CONCURRENCY='many'"):
+        await run_fleet(THREE, [Arrival(0.0, 1)], interval=INTERVAL, environment={"MAX_CONCURRENCY": "many"})
 
 
 def test_choices_are_drawn(tmp_path: Path) -> None:
