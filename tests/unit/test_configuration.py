@@ -79,15 +79,14 @@ def test_example_file_sets_nothing_and_names_only_what_is_known() -> None:
     configure(dict.fromkeys(re.findall(r"^(\w+)=", text, re.MULTILINE), ""), {})
     named = set(re.findall(r"^#? ?([A-Z_]+)=", text, re.MULTILINE))
     elsewhere = {"RUNPOD_API_KEY", "ENDPOINT_ID", "RUNPOD_BASE_URL", "HF_TOKEN", "HF_HOME"}
-    compose = {"GPU_COUNT", "BIND_ADDRESS", "API_PORT", "SGLANG_PORT", "ROUTER_PORT", "GRAFANA_PORT"}
+    compose = {"GPU_COUNT", "BIND_ADDRESS", "API_PORT", "SGLANG_PORT", "ROUTER_PORT", "GRAFANA_PORT", "RESTART"}
     known = {*OPTIONS, *(variable.name for variable in VARIABLES), EXTRA_ARGS, "PRESET"}
     assert named - known == elsewhere | compose
     # An older name, and one that is set on the endpoint.
     assert {variable.name for variable in VARIABLES} - named == {"RUNPOD_DEBUG_LEVEL", "RUNPOD_INIT_TIMEOUT"}
     asked = set(re.findall(r"\$\{([A-Z_]+)", (REPOSITORY / "docker-compose.yml").read_text(encoding="utf-8")))
-    assert (
-        compose <= asked <= named | {"BASE_IMAGE", "PIP_EXTRA_INDEX_URL", "RESTART"}
-    )  # of the build, and of the check
+    of_the_build = {"BASE_IMAGE", "PIP_EXTRA_INDEX_URL"}
+    assert compose <= asked <= named | of_the_build
     # Each line as an example of itself: uncommented, all of it is valid, except that a preset and its model differ.
     examples = dotenv_values(stream=StringIO(re.sub(r"^# ([A-Z_]+=)", r"\1", text, flags=re.MULTILINE)))
     configure({name: value for name, value in examples.items() if value}, {})
