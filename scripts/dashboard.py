@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,12 @@ ROW_HEIGHT, PANEL_HEIGHT = 1, 8
 
 @dataclass(frozen=True)
 class Panel:
-    """One diagram. queries: PromQL by its legend. unit: Grafana's name of it. share_of_row: how many fit in a row."""
+    """One diagram.
+
+    queries: PromQL by its legend. unit: Grafana's name of it. share_of_row: how many fit in a row. colours: Grafana's
+    names of them by the names of series, where they mean something. is_logarithmic: for what is milliseconds on most
+    days and minutes on bad ones. most: the upper end.
+    """
 
     title: str
     queries: dict[str, str]
@@ -27,27 +32,33 @@ class Panel:
     kind: str = "timeseries"
     share_of_row: int = 3
     stacked: bool = False
+    is_logarithmic: bool = False
+    most: float | None = None
+    decimals: int | None = None
+    colours: dict[str, str] = field(default_factory=dict)
 
 
 def _quantile(share: float, family: str) -> str:
     return f"histogram_quantile({share}, sum by (le) (rate({family}_bucket[$__rate_interval])))"
 
 
-def _quantiles(family: str) -> dict[str, str]:
-    return {f"p{share * 100:g}": _quantile(share, family) for share in (0.5, 0.95, 0.99)}
+def _quantiles(title: str, family: str) -> Panel:
+    queries = {f"p{share * 100:g}": _quantile(share, family) for share in (0.5, 0.95, 0.99)}
+    return Panel(title, queries, "s", is_logarithmic=True)
 
 
 ROWS: dict[str, tuple[Panel, ...]] = {
     "Is it up?": (
         Panel("Engine", {"{{state}}": "worker_engine_state == 1"}, kind="stat"),
         Panel("In this state for", {"": "time() - worker_engine_state_since_timestamp_seconds"}, "s", "stat"),
-        Panel("Restarts", {"{{cause}}": "increase(worker_engine_restarts_total[$__range])"}, kind="stat"),
+        Panel("Restarts", {"{{cause}}": "increase(worker_engine_restarts_total[$__range])"}, kind="stat", decimals=0),
         Panel(
             "Jobs a second",
             {"{{outcome}}": "sum by (outcome) (rate(worker_jobs_total[$__rate_interval]))"},
             "reqps",
             share_of_row=2,
             stacked=True,
+            colours={"completed": "green", "cancelled": "yellow", "undelivered": "orange", "failed": "red"},
         ),
         Panel(
             "Calls to the platform that failed",
@@ -61,11 +72,11 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         ),
     ),
     "Is it fast?": (
-        Panel("First token", _quantiles("gen_ai_server_time_to_first_token_seconds"), "s"),
-        Panel("Between outputs", _quantiles("worker_time_between_outputs_seconds"), "s"),
-        Panel("Whole job", _quantiles("gen_ai_server_request_duration_seconds"), "s"),
-        Panel("Wait for the engine", _quantiles("worker_job_wait_seconds"), "s"),
-        Panel("Event loop late by", _quantiles("worker_event_loop_lag_seconds"), "s"),
+        _quantiles("First token", "gen_ai_server_time_to_first_token_seconds"),
+        _quantiles("Between outputs", "worker_time_between_outputs_seconds"),
+        _quantiles("Whole job", "gen_ai_server_request_duration_seconds"),
+        _quantiles("Wait for the engine", "worker_job_wait_seconds"),
+        _quantiles("Event loop late by", "worker_event_loop_lag_seconds"),
         Panel("Phases of the last start", {"{{phase}}": "worker_start_phase_seconds"}, "s", "bargauge"),
     ),
     "Is it full?": (
@@ -94,6 +105,7 @@ ROWS: dict[str, tuple[Panel, ...]] = {
                 'sum(rate(worker_tokens_total{gen_ai_token_type="input"}[$__rate_interval]))'
             },
             "percentunit",
+            most=1,
         ),
         Panel(
             "Processor time of the worker",
@@ -134,21 +146,43 @@ def _placed() -> list[dict[str, Any]]:
 
 def _drawn(panel: Panel) -> dict[str, Any]:
     source = {"type": "prometheus", "uid": "prometheus"}
+    # A number or a bar is what holds now: over the whole range, every state that the engine has been in would be one.
+    when = {} if panel.kind == "timeseries" else {"instant": True, "range": False}
     targets = [
-        {"refId": chr(ord("A") + number), "datasource": source, "expr": query, "legendFormat": legend or "__auto"}
+        {
+            "refId": chr(ord("A") + number),
+            "datasource": source,
+            "expr": query,
+            "legendFormat": legend or "__auto",
+            **when,
+        }
         for number, (legend, query) in enumerate(panel.queries.items())
     ]
-    custom = {"stacking": {"mode": "normal"}, "fillOpacity": 30} if panel.stacked else {}
+    custom: dict[str, Any] = {}
+    if panel.stacked:
+        custom = {"stacking": {"mode": "normal"}, "fillOpacity": 30}
+    if panel.is_logarithmic:
+        custom = {"scaleDistribution": {"type": "log", "log": 10}}
+    limits = {"min": None if panel.is_logarithmic else 0, "max": panel.most, "decimals": panel.decimals}
+    given = {name: value for name, value in limits.items() if value is not None}
     drawn: dict[str, Any] = {
         "type": panel.kind,
         "title": panel.title,
         "datasource": source,
         "targets": targets,
-        "fieldConfig": {"defaults": {"unit": panel.unit, "min": 0, "custom": custom}, "overrides": []},
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, "custom": custom, **given},
+            "overrides": [_coloured(name, colour) for name, colour in panel.colours.items()],
+        },
     }
     if panel.kind == "stat":  # the name of the series is the answer where its value is only 1
         drawn["options"] = {"textMode": "name" if panel.title in ("Engine", "What limits the capacity") else "auto"}
     return drawn
+
+
+def _coloured(name: str, colour: str) -> dict[str, Any]:
+    fixed = {"id": "color", "value": {"mode": "fixed", "fixedColor": colour}}
+    return {"matcher": {"id": "byName", "options": name}, "properties": [fixed]}
 
 
 def text() -> str:

@@ -28,7 +28,7 @@ from sglang_engine.launch import Launch
 from sglang_engine.output import Output
 from sglang_engine.port_claim import claim_port
 from sglang_engine.posix import group_members, name_of, wait_for_exit
-from sglang_engine.start_phases import PHASES, StartPhases, process_began_at
+from sglang_engine.start_phases import PHASES, StartPhases, label_of, process_began_at
 
 log = logging.getLogger("worker.engine")
 
@@ -199,7 +199,7 @@ class Engine:
             meters.set_one(meters.ENGINE_PHASE, "", PHASES)
             self.start_phases = self._phases.until(time.monotonic())
             for phase, seconds in self.start_phases.items():
-                meters.START_PHASE_SECONDS.set(seconds, phase)
+                meters.START_PHASE_SECONDS.set(seconds, label_of(phase))
             log.info("the start went to: %s", seconds_by_phase(self.start_phases))
 
     async def wait_for_end(self) -> Ending:

@@ -79,6 +79,11 @@ class StartPhases:
         }
 
 
+def label_of(phase: str) -> str:
+    """A phase as the metrics have it, in the form of SGLang's own list: `CUDA graphs` is `cuda_graphs`."""
+    return phase.lower().replace(" ", "_").replace("-", "_")
+
+
 def process_began_at() -> float | None:
     """When this process was started, as `time.monotonic()`; None where /proc does not say."""
     with suppress(OSError, ValueError, IndexError):

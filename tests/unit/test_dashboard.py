@@ -89,6 +89,12 @@ def test_panels_ask_the_questions_in_order_and_do_not_overlap() -> None:
         places |= mine
 
 
+def test_numbers_and_bars_show_what_holds_now_and_diagrams_what_was() -> None:
+    for panel in dashboard.dashboard()["panels"]:
+        for target in panel.get("targets", []):
+            assert target.get("instant", False) == (panel["type"] in ("stat", "bargauge")), panel["title"]
+
+
 def test_provisioned_files_lead_from_grafana_to_the_worker() -> None:
     compose = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text(encoding="utf-8"))
     services = {

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from common.figures import seconds_by_phase
-from sglang_engine.start_phases import PHASES, StartPhases, process_began_at
+from sglang_engine.start_phases import PHASES, StartPhases, label_of, process_began_at
 
 LINES = [
     (12.0, "[2026-11-25 04:00:00 TP0] Load weight begin. avail mem=78.51 GB\n"),
@@ -71,3 +71,14 @@ def test_model_that_is_not_on_disk_is_downloaded_before_it_is_read() -> None:
     assert start.current == "download"
     start.downloaded(500.0)
     assert start.current == "weights"
+
+
+def test_phases_are_labels_in_the_form_of_sglang_s() -> None:
+    assert [label_of(phase) for phase in PHASES] == [
+        "worker",
+        "imports",
+        "download",
+        "weights",
+        "cuda_graphs",
+        "warm_up",
+    ]

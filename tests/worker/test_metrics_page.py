@@ -79,6 +79,15 @@ async def test_page_in_api_mode_has_every_family_and_asks_for_the_key(api: Api) 
     assert "process_resident_memory_bytes" in names
 
 
+async def test_page_says_where_the_start_went(api: Api) -> None:
+    names = ("worker", "imports", "download", "weights", "cuda_graphs", "warm_up", "ready")
+    page = await api.metrics()
+    phases = {name: value(page, "worker_start_phase_seconds", phase=name) for name in names}
+    assert phases["ready"] > 0
+    assert phases["worker"] > 0
+    assert all(seconds >= 0 for seconds in phases.values())
+
+
 async def test_jobs_and_tokens_on_the_page_are_those_that_were_answered(api: Api) -> None:
     before = await api.metrics()
     chunks = [
