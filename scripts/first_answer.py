@@ -205,7 +205,13 @@ async def follow_logs(api: RestV2, endpoint_id: str, say: Say) -> None:
     say("following the workers' logs; Ctrl-C ends it")
     try:
         while True:
-            there = {str(worker["id"]) for worker in (await api.workers(endpoint_id))["workers"]}
+            try:
+                there = {str(worker["id"]) for worker in (await api.workers(endpoint_id))["workers"]}
+            except ApiError as error:
+                if not error.may_pass:
+                    raise
+                say(f"the workers are not known now ({error})")
+                there = set(followed)
             for worker_id in there - followed.keys():
                 say(f"{worker_id} | is there")
                 followed[worker_id] = asyncio.create_task(_follow_log(api, endpoint_id, worker_id, say))

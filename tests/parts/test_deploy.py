@@ -439,6 +439,22 @@ async def test_logs_are_followed_across_a_broken_stream_until_interrupted(
     assert api.log_asked[:2] == [("100", None), ("100", "1")], "the second goes on after the first's last line"
 
 
+async def test_logs_are_followed_while_the_api_is_away_and_end_with_the_endpoint(
+    api: RestApi, body: dict[str, Any]
+) -> None:
+    api.add(body)
+    said: list[str] = []
+    async with rest_v2.RestV2.connect(KEY, f"{api.base_url}/rest") as client:
+        following = asyncio.create_task(first_answer.follow_logs(client, ID, said.append))
+        await until(lambda: len(api.log_asked) == 1)
+        api.faults = [(503, {}) for _ in range(rest_v2.TRIES)]
+        await until(lambda: any("the workers are not known now" in line for line in said))
+        assert "w1 | is gone" not in said
+        api.faults = [(404, {})]
+        with pytest.raises(rest_v2.ApiError, match="404 Not Found"):
+            await following
+
+
 async def test_printed_logs_have_no_secret(api: RestApi, body: dict[str, Any]) -> None:
     api.add(body)
     api.log = [f"the token {SECRET}"]
