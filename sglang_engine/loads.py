@@ -16,6 +16,8 @@ from typing import Any
 
 PATH = "/v1/loads?include=core"
 CLOCK_SECONDS = 3600.0
+# More than one scheduler can have: SGLang itself sets 4,096 at most (kv_cache_configurator.py).
+UNBELIEVABLE_SLOTS = 65_536
 
 
 class LoadsError(Exception):
@@ -50,10 +52,13 @@ def _rank(fields: Any) -> RankLoad:
     if not isinstance(fields, dict):
         raise LoadsError("one of its `loads` is not an object")
     written_at, now = fields.get("timestamp"), time.time()
+    slots = int(_number(fields, "max_running_requests", least=1))
+    if slots > UNBELIEVABLE_SLOTS:
+        raise LoadsError(f"its `max_running_requests` is more than {UNBELIEVABLE_SLOTS:,}")
     return RankLoad(
         running=int(_number(fields, "num_running_reqs", least=0)),
         waiting=int(_number(fields, "num_waiting_reqs", least=0)),
-        slots=int(_number(fields, "max_running_requests", least=1)),
+        slots=slots,
         tokens=_number(fields, "max_total_num_tokens", least=1, default=math.inf),
         used=min(_number(fields, "token_usage", least=0, default=0.0), 1.0),
         # Both are on this machine: a time that is further away than this is not one of this clock.

@@ -63,6 +63,7 @@ def test_cache_that_is_not_told_holds_anything() -> None:
         (answer(max_running_requests=0), "its `max_running_requests` is not a number of at least 1"),  # before a batch
         (answer(max_running_requests=None), "its `max_running_requests` is not a number of at least 1"),
         (answer(max_running_requests="8"), "its `max_running_requests` is not a number of at least 1"),
+        (answer(max_running_requests=10**9), "its `max_running_requests` is more than 65,536"),
         (answer(max_running_requests=True), "its `max_running_requests` is not a number of at least 1"),
         (answer(max_total_num_tokens=-5), "its `max_total_num_tokens` is not a number of at least 1"),
         (answer(num_running_reqs=-1), "its `num_running_reqs` is not a number of at least 0"),
