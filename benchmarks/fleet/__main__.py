@@ -12,7 +12,7 @@ import asyncio
 import os
 import sys
 
-from benchmarks.fleet.arguments import not_negative, picture, positive, whole, whole_or_none
+from benchmarks.fleet.arguments import not_negative, not_negative_whole, picture, positive, whole
 from benchmarks.fleet.outcome import SUMMARY, Outcome, by_worker, plot, summary
 from benchmarks.fleet.running import FleetError, run_fleet
 from benchmarks.fleet.scaling import Endpoint, read_rule
@@ -37,7 +37,9 @@ def main() -> int:
         help="tiny: the real SGLang with the tiny GLM, on the CPU",
     )
     parser.add_argument("--rule", default="count:32", help="delay:SECONDS or count:JOBS, RunPod's two: %(default)s")
-    parser.add_argument("--least", type=whole_or_none, default=1, help="workers, ready at the beginning: %(default)s")
+    parser.add_argument(
+        "--least", type=not_negative_whole, default=1, help="workers, ready at the beginning: %(default)s"
+    )
     parser.add_argument("--most", type=whole, default=3, help="workers: %(default)s")
     parser.add_argument(
         "--idle", type=not_negative, default=5.0, help="seconds without a job, then it stops: %(default)s"

@@ -15,7 +15,7 @@ def whole(text: str) -> int:
     raise ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
 
 
-def whole_or_none(text: str) -> int:
+def not_negative_whole(text: str) -> int:
     """A whole number of at least 0."""
     return 0 if text == "0" else whole(text)
 

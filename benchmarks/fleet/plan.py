@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.fleet.arguments import not_negative, picture, positive, whole, whole_or_none
+from benchmarks.fleet.arguments import not_negative, not_negative_whole, picture, positive, whole
 from benchmarks.fleet.engine_model import EngineModel, EngineModelError
 from benchmarks.fleet.outcome import Outcome
 from benchmarks.fleet.scaling import Endpoint, read_rule
@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument(
         "--idle", nargs="+", type=not_negative, default=[5.0, 60.0, 300.0], help="time-outs in s: %(default)s"
     )
-    parser.add_argument("--least", type=whole_or_none, default=0, help="workers: %(default)s")
+    parser.add_argument("--least", type=not_negative_whole, default=0, help="workers: %(default)s")
     parser.add_argument("--most", type=whole, default=20, help="workers: %(default)s")
     parser.add_argument("--plot", type=picture, metavar="FILE.png", help="draw price against waiting")
     arguments = parser.parse_args()
