@@ -22,7 +22,16 @@ from typing import Any
 
 from common.tasks import cancel
 from local_runpod import Job, JobState, RawJson
-from scripts.soak_ledger import Ledger, RareReader, compare, jobs_on_the_page, outcomes_of
+from scripts.soak_ledger import (
+    Ledger,
+    RareReader,
+    compare,
+    jobs_on,
+    metrics_page,
+    objects_in,
+    outcomes_of,
+    report_words,
+)
 from scripts.worker_process import Platform, Worker, free_port, running_platform, running_worker
 from sglang_engine.posix import is_alive
 
@@ -38,7 +47,9 @@ MOST_GROWTH = 0.05
 LAST_LINES = 20
 FAULTS = ("lost", "answered twice")
 NONSENSE = ("{}", "null", "[]", "[null]", '{"id": ""}', '[{"input": 1}]', "5")
-HELLO = [{"role": "user", "content": "Hello"}]
+WORDS = ("what-a-client-asks", "what-a-model-says")  # which belong into no log
+ASKED, SAID = WORDS
+HELLO = [{"role": "user", "content": ASKED}]
 # As text, so that only the worker has to parse it.
 NINETEEN_MEGABYTES = RawJson(
     json.dumps({"messages": HELLO, "script": {"answer": {"read": True}}, "numbers": list(range(100_000, 2_200_000))})
@@ -101,20 +112,21 @@ async def soak(seconds: float) -> int:
             await asyncio.wait({soaking, ended}, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 await cancel(soaking)
-                return told_of_the_end(ended.result(), await reader.lines())
+                return told_of_the_end(ended.result(), objects_in(await reader.log()))
             before, after = await soaking
-            metrics = await jobs_on_the_page(metrics_port)
+            page = await metrics_page(metrics_port)
             processes = [*worker.children(), *worker.engine_pids()]
             reader.hurry()
             worker.process.terminate()
             exit_code = await worker.exit_code(EXIT_SECONDS)
-        lines = await reader.lines()
+        log = await reader.log()
         left = sum(map(is_alive, processes))
         counts.late += warm_up.late
         counts.ends.update(end_of(job) for job in counts.late)
         counts.ends.update({end: warm_up.ends[end] for end in FAULTS})
     exit_code = report(counts, before, after, left, exit_code)
-    return compare(ledger, outcomes_of(lines), metrics) or exit_code
+    exit_code = report_words(log, page, WORDS) or exit_code
+    return compare(ledger, outcomes_of(objects_in(log)), jobs_on(page)) or exit_code
 
 
 async def soaked(
@@ -200,7 +212,7 @@ async def client(platform: Platform, counts: Counts, deadline: float, rng: rando
 
 def streamed(rng: random.Random) -> Any:
     """A stream of up to a few seconds."""
-    script = {"events": rng.randrange(1, 60), "pause": rng.uniform(0, 0.05), "text": "word " * rng.randrange(1, 50)}
+    script = {"events": rng.randrange(1, 60), "pause": rng.uniform(0, 0.05), "text": f"{SAID} " * rng.randrange(1, 20)}
     return {"messages": HELLO, "stream": True, "script": script}
 
 
@@ -214,11 +226,11 @@ def bad(rng: random.Random) -> Any:
     return rng.choice(
         [
             None,
-            {"messages": "hello"},
+            {"messages": ASKED},
             {"openai_route": "http://example.com/"},
             {"openai_route": "/flush_cache"},
-            {"text": "a", "script": {"status": 400, "body": '{"detail": "no"}'}},
-            {"text": "a", "stream": True, "script": {"then": rng.choice(["error", "half", "drop", "eof", "abort"])}},
+            {"text": ASKED, "script": {"status": 400, "body": '{"detail": "no"}'}},
+            {"text": ASKED, "stream": True, "script": {"then": rng.choice(["error", "half", "drop", "eof", "abort"])}},
         ]
     )
 

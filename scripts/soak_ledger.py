@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -68,12 +69,12 @@ class RareReader:
         """Read everything from now on, to the end."""
         self._hurried.set()
 
-    async def lines(self) -> list[dict[str, Any]]:
-        """The objects in the log, once every writer has closed it. Raises ValueError for a line that is not one."""
+    async def log(self) -> str:
+        """All of the log, once every writer has closed it."""
         os.close(self.write_end)
         self.hurry()
         await asyncio.to_thread(self._thread.join, READER_SECONDS)
-        return [json.loads(line) for line in b"".join(self._data).splitlines()]
+        return b"".join(self._data).decode()
 
     def _read(self) -> None:
         while True:
@@ -89,10 +90,22 @@ class RareReader:
             self._data.append(data)
 
 
-async def jobs_on_the_page(port: int) -> Counter[str]:
-    """How many jobs ended how, by the worker's metrics."""
+async def metrics_page(port: int) -> str:
+    """The worker's metrics."""
     async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
-        page = (await client.get(f"http://127.0.0.1:{port}/metrics")).raise_for_status().text
+        return (await client.get(f"http://127.0.0.1:{port}/metrics")).raise_for_status().text
+
+
+def objects_in(log: str) -> list[dict[str, Any]]:
+    """The log's lines. Raises ValueError for one that is not a JSON object."""
+    objects = [json.loads(line) for line in log.split("\n") if line]
+    if others := sum(not isinstance(value, dict) for value in objects):
+        raise ValueError(f"{others} lines of the log are not JSON objects")
+    return objects
+
+
+def jobs_on(page: str) -> Counter[str]:
+    """How many jobs ended how, by the worker's metrics."""
     ends: Counter[str] = Counter()
     for family in text_string_to_metric_families(page):
         for sample in family.samples:
@@ -108,6 +121,14 @@ def outcomes_of(lines: list[dict[str, Any]]) -> dict[str, list[str]]:
         if "outcome" in line:
             outcomes.setdefault(line["requestId"], []).append(line["outcome"])
     return outcomes
+
+
+def report_words(log: str, page: str, words: Iterable[str]) -> int:
+    """Print how many lines log and page have, and how many have one of these words. Returns 1 if any has."""
+    lines = [line for line in f"{log}\n{page}".split("\n") if line]
+    telling = sum(any(word in line for word in words) for line in lines)
+    print(f"{'lines of log and page':<24} {len(lines)}, {telling} of them with a client's or the model's words")
+    return 1 if telling else 0
 
 
 def compare(ledger: Ledger, logged: dict[str, list[str]], metrics: Counter[str]) -> int:

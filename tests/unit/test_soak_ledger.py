@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
 
 from common.job_record import Outcome
 from local_runpod import JobQueue
-from scripts.soak_ledger import Ledger, compare, outcomes_of
+from scripts.soak_ledger import Ledger, compare, jobs_on, objects_in, outcomes_of, report_words
 
 
 @pytest.fixture
@@ -69,3 +70,30 @@ def test_page_or_second_line_that_differs_is_a_disagreement(ledger: Ledger) -> N
     assert compare(ledger, log, right + Counter(completed=1)) == 1
     log[next(iter(log))].append("completed")
     assert compare(ledger, log, right) == 1
+
+
+def test_client_s_words_are_found_in_the_log_and_on_the_page() -> None:
+    assert report_words('{"message": "a job"}\n', "worker_jobs_total 1\n", ["secret"]) == 0
+    assert report_words('{"message": "a secret"}\n', "", ["secret"]) == 1
+    assert report_words("", 'worker_jobs_total{route="/secret"} 1\n', ["secret"]) == 1
+
+
+def test_page_s_jobs_are_counted_over_their_routes() -> None:
+    page = "".join(
+        f'worker_jobs_total{{outcome="{outcome}",route="{route}"}} {count}\n'
+        for outcome, route, count in (
+            ("failed", "/a", 1),
+            ("failed", "/b", 2),
+            ("completed", "/a", 4),
+            ("cancelled", "/a", 0),
+        )
+    )
+    assert jobs_on(f"# TYPE worker_jobs_total counter\n{page}") == Counter(completed=4, failed=3)
+
+
+def test_line_that_is_not_an_object_is_an_error() -> None:
+    assert objects_in('{"a": 1}\n{}\n') == [{"a": 1}, {}]
+    with pytest.raises(ValueError, match="1 lines of the log are not JSON objects"):
+        objects_in('{"a": 1}\n[]\n')
+    with pytest.raises(json.JSONDecodeError):
+        objects_in('{"a": 1}\ntext\n')
