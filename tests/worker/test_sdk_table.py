@@ -31,6 +31,7 @@ from tests.worker.sdk_places import (
     Api,
     Deployed,
     Place,
+    in_local_mode,
     runpod_s_variables,
     start_program,
     waverless_s_variables,
@@ -243,8 +244,8 @@ async def check_reports(row: Row, where: str, kind: str, report: dict[str, Any],
         assert [value for value in streamed if value in row.reports] == row.reports
         assert row.error or [value for value in streamed if value not in row.reports] == outputs
     elif "INFO" in SETTINGS[kind].levels and row.reports:
-        lines = [line.partition("progress: ")[2] for line in place.log.splitlines() if "progress: " in line]
-        assert [json.loads(line) for line in lines] == row.reports
+        said = [json.loads(line)["message"] for line in place.log.splitlines() if "progress: " in line]
+        assert [json.loads(message.partition("progress: ")[2]) for message in said] == row.reports
 
 
 @pytest.mark.parametrize("where", PLACES)
@@ -256,14 +257,17 @@ async def test_log_has_the_levels_that_are_asked_for_as_people_write_them(
     report = await place.answer({"log": line, "return": 1})
     levels = SETTINGS[kind].levels
     await until(lambda: place.log.count(line) >= len(levels))
-    lines = [text for text in place.log.splitlines() if line in text]
-    if where in WORKERS:
-        seen = [json.loads(text) for text in lines]
-        assert [(each["level"], each["requestId"], each["source"]) for each in seen] == [
-            (level, report["id"], "handler") for level in levels
-        ]
-    else:
-        assert [text.split()[1].replace("WARNING", "WARN") for text in lines] == list(levels)
+    seen = [json.loads(text) for text in place.log.splitlines() if line in text]
+    assert [(each["level"], each["requestId"], each["source"]) for each in seen] == [
+        (level, report["id"], "handler") for level in levels
+    ]
+
+
+async def test_log_is_readable_where_there_is_no_platform() -> None:
+    async with in_local_mode("function", {"RUNPOD_LOG_LEVEL": "warning"}) as place:
+        await place.answer({"log": "a line", "return": 1})
+    lines = [text for text in place.log.splitlines() if "a line" in text]
+    assert [text.split(maxsplit=1)[1] for text in lines] == ["WARNING handler: a line", "ERROR   handler: a line"]
 
 
 @pytest.mark.parametrize("where", [*WORKERS, *APIS])
