@@ -1,6 +1,6 @@
 """All measurements, as tables. Run by scripts/bench.
 
-Without names of parts: all of them, in about six minutes. `--write` puts the tables into docs/performance.md and
+Without names of parts: all of them, in about fifteen minutes. `--write` puts the tables into docs/performance.md and
 redraws the plot.
 """
 
@@ -23,6 +23,7 @@ from benchmarks.metrics import metrics
 from benchmarks.plain_http import http
 from benchmarks.profile import budget
 from benchmarks.report import FIGURES, LAG_FIGURES, Table, figures, lag_figures
+from benchmarks.serving import serving
 from benchmarks.tables import milliseconds
 from benchmarks.usual_ways import WAYS
 from benchmarks.variants import LAG_VARIANTS, VARIANTS
@@ -220,6 +221,7 @@ PARTS: dict[str, Callable[[], Coroutine[Any, Any, Table]]] = {
     "event": event,
     "http": http,
     "metrics": metrics,
+    "serving": serving,
 }
 
 

@@ -11,9 +11,10 @@ import httpx
 import pytest
 
 from benchmarks import endpoint, metrics, report
-from benchmarks.measure import Result
-from benchmarks.profile import OWNERS, THE_LOOP, shares
+from benchmarks.measure import MeasurementError, Result
+from benchmarks.profile import ARRIVING, OWNERS, THE_LOOP, shares
 from benchmarks.report import Table
+from benchmarks.serving import SHOWN, Load, served_of
 from benchmarks.tables import markdown, percentile_95
 
 
@@ -152,3 +153,24 @@ async def test_endpoint_is_measured_from_its_events() -> None:
         for model, error in (("refused", "status 400: .*no such model"), ("broken", "it broke")):
             with pytest.raises(endpoint.EndpointError, match=error):
                 await endpoint.answer(client, {"model": model}, "Hello")
+
+
+def test_connection_belongs_to_whoever_called_it() -> None:
+    start = "main (handler.py:1);_run_in_loop (serverless/modes.py:9)"
+    run = f"{start};Runner._run (serverless/running.py:2)"
+    found = shares(
+        [
+            f"{run};Channel._post (serverless/posting.py:3);Connection.send (common/http1.py:4) 5",
+            f"{run};_Body.__anext__ (sglang_engine/transport.py:3);Connection.read (common/http1.py:4) 3",
+            f"{start};Connection.data_received (common/http1.py:4) 2",
+        ]
+    )
+    posts, events, *_ = OWNERS
+    assert found == {posts: 0.5, events: 0.3, ARRIVING: 0.2}
+
+
+def test_figures_of_sglang_s_benchmark_are_taken_only_from_a_run_without_failures() -> None:
+    said = {"completed": 8, "other": "x"} | dict.fromkeys(SHOWN.values(), 2)
+    assert served_of(said, Load(8, 4)).figures == dict.fromkeys(SHOWN.values(), 2.0)
+    with pytest.raises(MeasurementError, match="1 of 9 requests went wrong"):
+        served_of(said, Load(9, 4))
