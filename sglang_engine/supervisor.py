@@ -37,7 +37,7 @@ FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 5.0
 
 # A broken connection is noticed before the end of its process, by as long as the kernel takes to end the process.
-LOSS_NOTICE_SECONDS = 1.0
+LOSS_NOTICE_SECONDS = 5.0
 
 
 class State(StrEnum):
@@ -252,6 +252,7 @@ class Supervisor:
             await self._wait_for_engine()
             await self.suspects.wait_for_turn(ticket)
             if self.state is State.READY:
+                self.suspects.goes(ticket)
                 return
 
     async def _wait_for_engine(self) -> None:

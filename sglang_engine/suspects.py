@@ -10,6 +10,7 @@ that kills an engine does so when it is first computed.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +30,8 @@ class Ticket:
     deaths: list[int] = field(default_factory=list)
     """The lives of the engines that died under it before it had an answer."""
     is_likely_cause: bool = False
+    number: int = field(default_factory=itertools.count().__next__)
+    """Its place in the order in which requests came; they are sent again in any order."""
 
     @property
     def is_given_up(self) -> bool:
@@ -48,9 +51,12 @@ class Suspects:
         self._changed = asyncio.Event()
 
     async def wait_for_turn(self, ticket: Ticket) -> None:
-        """Return when a request may go to the engine: at once, except during trials."""
+        """Return when a request may go to the engine: at once, except during trials. `goes` says that it does."""
         while not self._may_go(ticket):
             await self._changed.wait()
+
+    def goes(self, ticket: Ticket) -> None:
+        """Note that a request goes to the engine, which it may. If it is one of the suspects, its trial begins."""
         if self._awaiting_trial:
             self._on_trial = self._awaiting_trial.pop()
             asyncio.get_running_loop().call_later(TRIAL_SECONDS, self.clear, ticket)
@@ -71,10 +77,10 @@ class Suspects:
         self._wake()
 
     def engine_died(self, life: int, unanswered: Sequence[Ticket]) -> Ticket | None:
-        """Note a death, and the requests without an answer, oldest first. Returns the likely cause, if it is known."""
+        """Note a death, and the requests without an answer. Returns the likely cause, if it is known."""
         for ticket in unanswered:
             ticket.deaths.append(life)
-        repeated = [ticket for ticket in unanswered if len(ticket.deaths) > 1]
+        repeated = sorted((ticket for ticket in unanswered if len(ticket.deaths) > 1), key=lambda each: each.number)
         cause = self._on_trial if self._on_trial in unanswered else repeated[0] if len(repeated) == 1 else None
         self._on_trial = None
         if cause is None:

@@ -17,12 +17,15 @@ def tickets(names: str) -> list[Ticket]:
 
 
 async def goes(found: Suspects, ticket: Ticket) -> bool:
-    """Whether a request may go now."""
+    """Whether a request may go now, and then it goes."""
     waiting = asyncio.create_task(found.wait_for_turn(ticket))
     for _ in range(5):
         await asyncio.sleep(0)
+    if waiting.done():
+        found.goes(ticket)
+        return True
     waiting.cancel()
-    return waiting.done() and not waiting.cancelled()
+    return False
 
 
 async def test_request_that_two_engines_died_under_is_the_cause_where_it_is_the_only_one() -> None:
@@ -49,6 +52,25 @@ async def test_several_suspects_are_tried_alone_who_came_last_first() -> None:
     assert await goes(found, a), "with the cause gone, the others go together"
     assert await goes(found, new)
     assert (a.is_given_up, b.is_given_up) == (False, True)
+
+
+async def test_trial_begins_when_the_request_goes_and_not_while_it_waits_for_the_next_engine() -> None:
+    found, (a, b) = Suspects(), tickets("ab")
+    for life in range(2):
+        found.engine_died(life, [a, b])
+    await found.wait_for_turn(b)  # it is its turn, but the engine is not ready yet
+    await asyncio.wait_for(found.wait_for_turn(b), 10)
+    found.goes(b)
+    assert not await goes(found, a)
+    assert found.engine_died(2, [b]) is b
+
+
+async def test_who_came_last_is_tried_first_in_whatever_order_they_were_sent_again() -> None:
+    found, (a, b, c) = Suspects(), tickets("abc")
+    found.engine_died(0, [a, b, c])
+    found.engine_died(1, [c, a, b])
+    assert not await goes(found, b)
+    assert await goes(found, c)
 
 
 async def test_trial_ends_by_time_or_with_its_request(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,8 @@ async def test_poisoned_requests_fail_alone_and_the_worker_goes_on(platform: Pla
             assert "the job is the likely cause" in error["message"]
             await until(lambda id_=poison.id: f"job {id_}: " in worker.log)  # type: ignore[misc]
             assert [(await job.finished(60)).state for job in innocent] == [JobState.COMPLETED] * 3
-        assert (await platform.answer({"messages": HELLO})).state is JobState.COMPLETED
+            # Deaths are not held against an engine that has answered something since the last poison.
+            assert (await platform.answer({"messages": HELLO})).state is JobState.COMPLETED
     assert worker.process.returncode == 0
 
 
