@@ -242,6 +242,7 @@ class Connection(asyncio.Protocol):
 
         It collects in the socket, which is looked at only now and then.
         """
+        self._collect()  # the end may have come already
         if self._is_over or self._failure is not None:
             return
         self._waits_until = inf

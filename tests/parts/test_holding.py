@@ -107,6 +107,9 @@ async def test_hold_ends_when_the_connection_breaks() -> None:
 LATE_SECONDS = 0.05  # the promise: a stream's end is not later than that, whatever the setting and the load
 
 
+ROUND_TRIP_SECONDS = 0.03
+
+
 class ScriptedClock(asyncio.SelectorEventLoop):
     """An event loop whose time passes only when there is nothing to do: then it is the next timer's at once."""
 
@@ -168,7 +171,10 @@ async def received(
             clock.be_busy(busy_seconds)
         await connection.send(b"GET / HTTP/1.1", b"", Timeouts(None, None, None, None))
         async with asyncio.timeout(60), aclosing(batches(OfConnection(connection), pacer=pacer)) as stream:
-            came = [(clock.time(), batch) async for batch in stream]
+            came: list[tuple[float, bytes]] = []
+            async for batch in stream:
+                came.append((clock.time(), batch))
+                await asyncio.sleep(ROUND_TRIP_SECONDS)  # while it is posted
         connection.abort()
         await asyncio.sleep(0)
     return came
