@@ -46,6 +46,7 @@ async def test_burst_is_shared_with_workers_that_come_later_and_the_plan_foresee
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("rule", "load"), [(RequestCount(4), "steady:6:20"), (QueueDelay(1.5), "steady:5:20")])
 async def test_plan_foresees_steady_traffic_from_no_worker_on(rule: Rule, load: str) -> None:
     endpoint = Endpoint(rule, least=0, most=3, idle_seconds=3.0, cold_start_seconds=2.0)
