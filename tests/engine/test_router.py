@@ -17,7 +17,7 @@ import pytest
 
 from embedded.environment import engine_environment
 from scripts.worker_process import Worker, free_port, running_http_worker
-from tests.waiting import START_SECONDS
+from tests.waiting import START_SECONDS, until
 
 pytestmark = pytest.mark.anyio
 
@@ -100,17 +100,21 @@ async def test_both_workers_serve(fleet: Fleet) -> None:
         *(fleet.client.post(ROUTE, json=chat(f"{n} {'abcdefgh'[n] * 200}", max_tokens=64)) for n in range(8))
     )
     assert [answer.status_code for answer in answers] == [200] * 8
+    await until(lambda: sum(requests_at(fleet)) == 8)
     assert all(requests_at(fleet)), requests_at(fleet)
 
 
 async def test_conversation_stays_where_its_beginning_is_cached(fleet: Fleet) -> None:
+    at_first = sum(requests_at(fleet))
     first = await fleet.client.post(ROUTE, json=chat(f"{STORY} Go on."))
     assert first.status_code == 200
+    await until(lambda: sum(requests_at(fleet)) == at_first + 1)
     before = requests_at(fleet)
     for turn in range(4):
         answer = (await fleet.client.post(ROUTE, json=chat(f"{STORY} Go on. {turn}"))).json()
         cached = (answer["usage"].get("prompt_tokens_details") or {}).get("cached_tokens", 0)
         assert cached > answer["usage"]["prompt_tokens"] / 2
+    await until(lambda: sum(requests_at(fleet)) == at_first + 5)
     went = [after - earlier for after, earlier in zip(requests_at(fleet), before, strict=True)]
     assert sorted(went) == [0, 4]
 
