@@ -37,7 +37,9 @@ CLOSE_SECONDS = 1.0  # requests that are still open at the end are cut off after
 LAST_WORDS_SECONDS = 5.0
 MOST_DROPPED_BYTES = 1024 * 1024
 MOST_LINGERING = 256  # connections beyond the bound that are given this time
-RETRY_AFTER_SECONDS = 5  # what a client is told that finds every connection taken
+# How long clients are told to wait when they may try again; with less, hundreds of them would keep a starting worker
+# busy.
+RETRY_AFTER_SECONDS = 5
 
 ErrorPayload = Callable[[JobError, str], dict[str, Any]]
 """An error as the body of an answer, in the form that clients of this path understand."""

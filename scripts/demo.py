@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from embedded.conversations import conversation
+from scripts.worker_process import free_port
 
 COMMAND = ".venv/bin/python -m embedded .venv/bin/python handler.py"
 LOG = Path(".cache/demo.log")
@@ -41,7 +41,7 @@ def show(number: int, title: str, job: dict[str, Any]) -> bool:
     print(f"{DIM}$ {COMMAND} --test_input {shlex.quote(text)}{PLAIN}", flush=True)
     began = time.monotonic()
     command = [sys.executable, "handler.py", "--test_input", text]
-    environ = {"PORT": free_port(), **os.environ}  # a worker that runs already may have the default one
+    environ = {"PORT": str(free_port()), **os.environ}  # a worker that runs already may have the default one
     with LOG.open("w") as log:
         run = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, env=environ, check=False)
     if run.returncode != 0:
@@ -56,13 +56,6 @@ def show(number: int, title: str, job: dict[str, Any]) -> bool:
         show_message(report["output"][0]["choices"][0]["message"])
     print(f"{DIM}  job {report['id']} {report['status']}, {time.monotonic() - began:.0f} s with the start{PLAIN}")
     return True
-
-
-def free_port() -> str:
-    """A port on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def show_message(message: dict[str, Any]) -> None:

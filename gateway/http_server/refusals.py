@@ -7,14 +7,11 @@ from http import HTTPStatus
 from typing import Any
 
 from common.errors import JobError, json_text
+from common.web_server import RETRY_AFTER_SECONDS
 from gateway.deliver import Head
 from gateway.error_events import error_payload
 from gateway.errors import NoSuchRouteError, UpstreamError
 from gateway.http_server.access import KeyNeededError
-
-# How long clients are told to wait when they may try again; with less, hundreds of them would keep a starting worker
-# busy.
-RETRY_AFTER_SECONDS = 5
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
